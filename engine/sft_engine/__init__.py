@@ -1,0 +1,86 @@
+"""sft-engine: supervised fine-tuning that tells whether its result can be trusted.
+
+What plugin authors and notebooks import. Importing this module imports no torch; names that need it
+are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sft_engine.components import Capabilities, Head, LayerGroup, logits_of
+from sft_engine.errors import (
+    CheckpointError,
+    DataError,
+    DivergedError,
+    Interrupted,
+    OutputError,
+    RecipeError,
+    SftError,
+)
+from sft_engine.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from sft_engine.catalog import plan
+    from sft_engine.recipe import Problem, Recipe, load_recipe
+    from sft_engine.flow import Action, Batch, Clock, LossTerm, Run, Split, Verdict, View
+    from sft_engine.verbs import evaluate, predict, resume, run, verify_resume
+
+_LAZY = {
+    "plan": "catalog",
+    "Problem": "recipe",
+    "Recipe": "recipe",
+    "load_recipe": "recipe",
+    "Action": "flow",
+    "Batch": "flow",
+    "Clock": "flow",
+    "LossTerm": "flow",
+    "Run": "flow",
+    "Split": "flow",
+    "Verdict": "flow",
+    "View": "flow",
+    "evaluate": "verbs",
+    "predict": "verbs",
+    "resume": "verbs",
+    "run": "verbs",
+    "verify_resume": "verbs",
+}
+
+__all__ = [
+    "Action",
+    "Batch",
+    "Capabilities",
+    "CheckpointError",
+    "Clock",
+    "DataError",
+    "DivergedError",
+    "Head",
+    "Interrupted",
+    "LayerGroup",
+    "LossTerm",
+    "OutputError",
+    "Problem",
+    "Recipe",
+    "RecipeError",
+    "Run",
+    "SftError",
+    "Split",
+    "Verdict",
+    "View",
+    "evaluate",
+    "hookimpl",
+    "load_recipe",
+    "logits_of",
+    "plan",
+    "predict",
+    "resume",
+    "run",
+    "verify_resume",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'sft_engine' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"sft_engine.{_LAZY[name]}"), name)

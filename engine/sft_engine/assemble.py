@@ -1,0 +1,366 @@
+"""Plan → Run: the only module that constructs things. Each step is one short function."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from sft_engine import order
+from sft_engine.devices import Precision, choose_precision, make_accelerator, set_threads, wrap
+from sft_engine.errors import DataError, RecipeError
+from sft_engine.feed import Feed
+from sft_engine.flow import Active, Clock, ParameterGroup, Run, Seeds, Split
+from sft_engine.dispatch import RunHooks
+from sft_engine.preflight import Finding, preflight
+from sft_engine.preparation import fingerprint, prepare_given, prepare_splits
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from datasets import Dataset
+
+    from sft_engine.catalog import Plan
+    from sft_engine.components import Backbone, OptimizerFactory, Schedule, Task
+    from sft_engine.settings import SeedSettings
+
+
+@dataclass
+class Assembled:
+    """A Run with what only its driver needs.
+
+    Args:
+        run: The run, wrapped and ready.
+        feed: This rank's training batches.
+        precision: Autocast and gradient scaler.
+        base_lr: Learning rate of each parameter group before the schedule.
+        findings: What the preflight saw.
+        fingerprints: Content hash of each split.
+    """
+
+    run: Run
+    feed: Feed
+    precision: Precision
+    base_lr: list[float]
+    findings: list[Finding]
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Reopened:
+    """A finished run, for evaluation and prediction: no feed, no optimizer."""
+
+    run: Run
+    precision: Precision
+
+
+MATRIX = 2
+"""Dimensions from which on a parameter gets weight decay."""
+
+Check = Callable[[], None]
+"""Called between steps; raises Interrupted if a signal came."""
+
+
+def assemble(plan: Plan, folder: Path, check: Check = lambda: None) -> Assembled:
+    """Build everything that a training run needs.
+
+    Args:
+        plan: The checked recipe.
+        folder: The run folder.
+        check: Called between the steps.
+
+    Raises:
+        RecipeError: components do not fit together, or the ranks do not agree.
+        DataError: the data does not fit the recipe.
+    """
+    set_threads(plan.train)
+    accelerator = make_accelerator(plan.train)
+    check_ranks_agree(plan, accelerator)
+    seeds = derive_seeds(plan.seeds)
+    active = [Active(p, p.build()) for p in plan.components]
+    backbone, task = _one(active, "backbone"), _one(active, "task")
+    backbone.open(plan.resolve)
+    check()
+    run = _new_run(plan, folder, accelerator, seeds, active)
+    with one_rank_first(accelerator):
+        rows = prepare_splits(_one(active, "data").load(), plan.data, task, seeds)
+        run.splits, fingerprints = encode_splits(rows, task, backbone)
+    check()
+    findings = judge_data(run)
+    if run.hooks.sft_build_data is not None:
+        for name, split in run.splits.items():
+            run.hooks.sft_build_data(run=run, split=name, data=split)
+    build_model(run)
+    check()
+    base_lr = build_optimizer(run, _one(active, "optimizer"))
+    precision = choose_precision(plan.train, accelerator)
+    feed = build_feed(run)
+    run.clock = make_clock(plan, feed)
+    wrap(run)
+    return Assembled(run, feed, precision, base_lr, findings, fingerprints)
+
+
+def reopen(
+    plan: Plan, folder: Path, label_names: tuple[str, ...], rows: dict[str, Dataset] | None = None
+) -> Reopened:
+    """Build what evaluation and prediction with the final weights of a run need.
+
+    Args:
+        plan: The recipe of the run folder.
+        folder: The run folder; weights and preprocessing are read from its `model/`.
+        label_names: What training called the outputs.
+        rows: Raw rows by split instead of the recipe's data; empty for prediction alone.
+    """
+    set_threads(plan.train)
+    accelerator = make_accelerator(plan.train)
+    seeds = derive_seeds(plan.seeds)
+    active = [Active(p, p.build()) for p in plan.components]
+    backbone, task = _one(active, "backbone"), _one(active, "task")
+    backbone.open(lambda _: str(folder / "model"))
+    run = _new_run(plan, folder, accelerator, seeds, active)
+    data = replace(plan.data, label_names=label_names)
+    if rows is None:
+        prepared = prepare_splits(_one(active, "data").load(), data, task, seeds)
+        run.splits, _ = encode_splits(prepared, task, backbone)
+    elif rows:
+        run.splits, _ = encode_splits(prepare_given(rows, data, task), task, backbone)
+    else:
+        task.prepare({}, label_names)
+    build_model(run)
+    wrap(run)
+    return Reopened(run, choose_precision(plan.train, accelerator))
+
+
+def derive_seeds(settings: SeedSettings) -> Seeds:
+    """Derive the seeds that the recipe does not give from the one that it does."""
+
+    def seed(name: str) -> int:
+        own: int | None = getattr(settings, name)
+        return own if own is not None else order.mix(settings.seed, order.name_key(name)) >> 1
+
+    return Seeds(*(seed(name) for name in ("init", "order", "subset", "noise")))
+
+
+def check_ranks_agree(plan: Plan, accelerator: Accelerator) -> None:
+    """Compare recipe and plugins of all ranks.
+
+    Raises:
+        RecipeError: two ranks run different recipes or plugin versions; on every rank.
+    """
+    if accelerator.num_processes == 1:
+        return
+    from accelerate.utils import gather_object
+
+    own = [plan.recipe.to_toml()] + [
+        f"{p.key} = {p.entry.name} of {p.entry.distribution} {p.entry.version}"
+        for p in plan.components
+    ]
+    everyone = gather_object([own])
+    for rank, other in enumerate(everyone):
+        if other == everyone[0]:
+            continue
+        here = sorted(set(everyone[0]) - set(other))
+        there = sorted(set(other) - set(everyone[0]))
+        raise RecipeError(
+            f"rank 0 and rank {rank} do not run the same: rank 0 has {here}, rank {rank} has {there}; "
+            "install the same plugins and use the same recipe on every machine"
+        )
+
+
+def one_rank_first(accelerator: Accelerator) -> contextlib.AbstractContextManager[Any]:
+    """Let one process of each machine fill the caches before the others read them."""
+    return cast("contextlib.AbstractContextManager[Any]", accelerator.local_main_process_first())
+
+
+def encode_splits(
+    rows: dict[str, Dataset], task: Task, backbone: Backbone
+) -> tuple[dict[str, Split], dict[str, str]]:
+    """Encode prepared splits.
+
+    Returns:
+        The splits by name, and a content hash of each.
+    """
+    splits = {
+        name: Split(name=name, rows=part, examples=backbone.encode(part, task))
+        for name, part in rows.items()
+    }
+    return splits, {name: fingerprint(part) for name, part in rows.items()}
+
+
+def judge_data(run: Run) -> list[Finding]:
+    """Look at the data before training.
+
+    Raises:
+        DataError: nothing could be learnt from it.
+    """
+    findings = preflight(
+        {name: split.rows for name, split in run.splits.items()},
+        run.task,
+        {name: split.examples for name, split in run.splits.items()},
+    )
+    for finding in findings:
+        if finding.level == "stop":
+            raise DataError(finding.message)
+    return findings
+
+
+def build_model(run: Run) -> None:
+    """Build the model under the `init` seed and read its layer groups."""
+    torch.manual_seed(run.seeds.init & (2**63 - 1))
+    run.model = run.wrapped = run.backbone.build(run.task)
+    if run.hooks.sft_build_model is not None:
+        run.hooks.sft_build_model(run=run)
+    if run.plan.train.gradient_checkpointing:
+        _checkpoint_gradients(run)
+    run.layer_groups = run.backbone.layer_groups(run.model)
+    check_layer_groups(run)
+    run.model.to(run.device)
+
+
+def _checkpoint_gradients(run: Run) -> None:
+    enable = getattr(run.model, "gradient_checkpointing_enable", None)
+    if enable is None:
+        raise RecipeError(
+            f"`train.gradient_checkpointing`: {type(run.model).__name__} does not offer it; leave the "
+            "key out and set a smaller `train.micro_batch_size`"
+        )
+    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def check_layer_groups(run: Run) -> None:
+    """Make sure that every parameter is in exactly one layer group.
+
+    Raises:
+        RecipeError: the backbone, or a component that changed the model, left one out.
+    """
+    grouped = [name for group in run.layer_groups for name in group.parameters]
+    names = {name for name, _ in run.model.named_parameters()}
+    if sorted(grouped) == sorted(names):
+        return
+    missing, foreign = sorted(names - set(grouped)), sorted(set(grouped) - names)
+    twice = sorted({name for name in grouped if grouped.count(name) > 1})
+    raise RecipeError(
+        f"layer groups of {type(run.model).__name__}: not in any: {missing[:3]}, not in the model: "
+        f"{foreign[:3]}, in more than one: {twice[:3]}; `Backbone.layer_groups` must name each "
+        "parameter once"
+    )
+
+
+def build_optimizer(run: Run, factory: OptimizerFactory) -> list[float]:
+    """Build the optimizer over all parameters, frozen ones too.
+
+    Returns:
+        The learning rate of each parameter group before the schedule.
+    """
+    groups = parameter_groups(run)
+    if run.hooks.sft_param_groups is not None:
+        run.hooks.sft_param_groups(run=run, groups=groups)
+    run.parameter_groups = merged(groups)
+    parameters = dict(run.model.named_parameters())
+    torch_groups = [
+        {
+            "params": [parameters[name] for name in group.names],
+            "lr": factory.lr * group.lr_scale,
+            "weight_decay": (
+                factory.weight_decay if group.weight_decay is None else group.weight_decay
+            ),
+        }
+        for group in run.parameter_groups
+    ]
+    rates = [cast("float", group["lr"]) for group in torch_groups]
+    run.optimizer = factory.build(torch_groups)
+    return rates
+
+
+def parameter_groups(run: Run) -> list[ParameterGroup]:
+    """Return a group for each layer group, split in parameters with and without weight decay.
+
+    Biases and norm weights, which have fewer than two dimensions, get none, unless the recipe says
+    `train.decay_all`.
+    """
+    parameters = dict(run.model.named_parameters())
+    groups = []
+    for index, layer_group in enumerate(run.layer_groups):
+        small = [n for n in layer_group.parameters if parameters[n].ndim < MATRIX]
+        if run.plan.train.decay_all:
+            small = []
+        large = [n for n in layer_group.parameters if n not in set(small)]
+        if large:
+            groups.append(ParameterGroup(large, index))
+        if small:
+            groups.append(ParameterGroup(small, index, weight_decay=0.0, tags={"no-decay"}))
+    return groups
+
+
+def merged(groups: list[ParameterGroup]) -> list[ParameterGroup]:
+    """Join groups that differ in nothing: the optimizer runs once for each group."""
+    joined: dict[Any, ParameterGroup] = {}
+    for group in groups:
+        key = (group.lr_scale, group.weight_decay, frozenset(group.tags))
+        if key in joined:
+            joined[key].names.extend(group.names)
+        else:
+            joined[key] = ParameterGroup(
+                list(group.names), group.layer_group, *key[:2], set(key[2])
+            )
+    return list(joined.values())
+
+
+def build_feed(run: Run) -> Feed:
+    """Build this rank's feed; a micro-batch is as large as the batch size and the ranks allow."""
+    train = run.plan.train
+    world = run.accelerator.num_processes
+    return Feed(
+        split=run.splits["train"],
+        task=run.task,
+        backbone=run.backbone,
+        batch_size=train.batch_size,
+        micro_batch_size=train.micro_batch_size or -(-train.batch_size // world),
+        order_seed=run.seeds.order,
+        noise_seed=run.seeds.noise,
+        buckets=train.length_buckets,
+        rank=run.accelerator.process_index,
+        world=world,
+        workers=train.workers,
+    )
+
+
+def make_clock(plan: Plan, feed: Feed) -> Clock:
+    """Return the clock of a run that has not begun."""
+    steps_per_epoch = feed.windows_per_epoch
+    total = plan.train.steps or max(1, round(plan.train.epochs * steps_per_epoch))
+    return Clock(total_steps=total, steps_per_epoch=steps_per_epoch)
+
+
+def _new_run(
+    plan: Plan, folder: Path, accelerator: Accelerator, seeds: Seeds, active: list[Active]
+) -> Run:
+    """Return a Run whose model, optimizer and clock the following steps fill in."""
+    nothing = torch.nn.Module()
+    hooks = RunHooks(active, core=lambda run, batch: run.forward_backward(batch))
+    return Run(
+        plan=plan,
+        folder=folder,
+        seeds=seeds,
+        accelerator=accelerator,
+        task=_one(active, "task"),
+        backbone=_one(active, "backbone"),
+        splits={},
+        active=active,
+        hooks=hooks,
+        model=nothing,
+        wrapped=nothing,
+        layer_groups=[],
+        parameter_groups=[],
+        optimizer=cast("torch.optim.Optimizer", None),
+        schedule=cast("Schedule", _one(active, "schedule")),
+        clock=Clock(total_steps=1, steps_per_epoch=1),
+        record=lambda _: None,
+    )
+
+
+def _one(active: list[Active], kind: str) -> Any:
+    return next(a.component for a in active if a.planned.kind == kind)

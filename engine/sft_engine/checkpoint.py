@@ -1,0 +1,342 @@
+"""Checkpoints: written whole or not at all, read back bit for bit, without pickle.
+
+    checkpoints/step-00001200/
+        model.safetensors       parameters and buffers; tied ones once
+        training.safetensors    optimizer, components, generators
+        state.json              everything else, and size and CRC-32 of the other files; written last
+
+A folder is filled under another name, synchronized to disk and then renamed. There is no file that
+says which one is the latest: the newest complete folder is.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sft_engine import sharding
+from sft_engine.errors import CheckpointError, OutputError
+from sft_engine.state import clone, digest, pack, separate_aliases, unpack
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sft_engine.flow import Run
+
+FORMAT = 1
+_MODEL, _TRAINING, _STATE = "model.safetensors", "training.safetensors", "state.json"
+
+
+# --- what a run's state is ------------------------------------------------------------------------
+
+
+def capture(run: Run) -> dict[str, Any]:
+    """Return the whole state of a run as nested references (collective under FSDP)."""
+    model, optimizer = sharding.state_of(run)
+    return {
+        "position": run.clock.position,
+        "stop": run.control.stop,
+        "metrics": run.metrics,
+        "components": {a.key: _component_state(a) for a in run.active if _is_stateful(a.component)},
+        "generators": _generators(run),
+        "optimizer": optimizer,
+        "model": model,
+    }
+
+
+def restore(run: Run, state: dict[str, Any], *, generators: bool = True) -> None:
+    """Put a captured state back into a run.
+
+    Raises:
+        CheckpointError: parameters or components of the checkpoint and of the recipe differ.
+    """
+    _check_components(run, state["components"])
+    sharding.load_state(run, state["model"], state["optimizer"])
+    for active in run.active:
+        if active.key in state["components"]:
+            active.component.load_state_dict(state["components"][active.key]["state"])
+    for name, value in state["position"].items():
+        setattr(run.clock, name, value)
+    run.control.stop = state["stop"]
+    run.metrics = state["metrics"]
+    if generators:
+        _set_generators(run, state["generators"])
+
+
+def fingerprint(run: Run) -> str:
+    """Return the SHA-256 of all that decides the rest of the run: equal runs have equal ones."""
+    state = capture(run)
+    return digest({k: state[k] for k in ("position", "components", "optimizer", "model")})
+
+
+def _is_stateful(component: Any) -> bool:
+    return hasattr(component, "state_dict") and hasattr(component, "load_state_dict")
+
+
+def _component_state(active: Any) -> dict[str, Any]:
+    entry = active.planned.entry
+    return {
+        "name": entry.name,
+        "version": entry.version,
+        "state": active.component.state_dict(),
+    }
+
+
+def _check_components(run: Run, saved: dict[str, Any]) -> None:
+    wanted = {a.key: a.planned.entry.name for a in run.active if _is_stateful(a.component)}
+    found = {key: value["name"] for key, value in saved.items()}
+    if wanted != found:
+        raise CheckpointError(
+            f"the checkpoint holds the state of {found or 'no component'}, the recipe needs that of "
+            f"{wanted or 'none'}: resume with the recipe that the run was started with"
+        )
+
+
+def _generators(run: Run) -> list[Any]:
+    own = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),  # noqa: NPY002 (components may draw from it)
+        "torch": torch.get_rng_state(),
+    }
+    if run.device.type == "cuda":
+        own["device"] = torch.cuda.get_rng_state(run.device)
+    if run.accelerator.num_processes == 1:
+        return [own]
+    from accelerate.utils import gather_object
+
+    return list(gather_object([own]))
+
+
+def _set_generators(run: Run, generators: list[Any]) -> None:
+    if len(generators) != run.accelerator.num_processes:
+        # Another number of processes cannot be bit-equal anyway; noise is a function of position.
+        return
+    own = generators[run.accelerator.process_index]
+    version, numbers, gauss = own["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    np.random.set_state(own["numpy"])  # noqa: NPY002
+    torch.set_rng_state(own["torch"])
+    if "device" in own:
+        torch.cuda.set_rng_state(own["device"], run.device)
+
+
+# --- the folder -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Keeper:
+    """Saves, finds and retires the checkpoints of a run.
+
+    Args:
+        folder: `RUN/checkpoints`.
+        keep: Newest checkpoints kept.
+        extra: JSON values saved beside the state, such as the best metric so far.
+        snapshot: State that a component may roll back to; kept in memory and in checkpoints.
+        notice: Called with a sentence when a damaged checkpoint is passed over.
+    """
+
+    folder: Path
+    keep: int = 1
+    extra: dict[str, Any] = field(default_factory=dict)
+    snapshot: dict[str, Any] | None = None
+    notice: Callable[[str], None] = print
+
+    def path(self, step: int) -> Path:
+        """Return the folder of the checkpoint of a step."""
+        return self.folder / f"step-{step:08d}"
+
+    def save(self, run: Run) -> None:
+        """Save the run; rank 0 writes, all ranks learn whether it worked.
+
+        Raises:
+            OutputError: the folder cannot be written, on any rank's account.
+        """
+        state = capture(run)
+        problem = ""
+        if run.is_main:
+            try:
+                self._write(run.clock.step, state)
+                self._retire()
+            except OSError as error:
+                problem = self._explain(error)
+        if run.accelerator.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            problem = broadcast_object_list([problem])[0]
+        if problem:
+            raise OutputError(problem)
+
+    def _write(self, step: int, state: dict[str, Any]) -> None:
+        final = self.path(step)
+        temporary = self.folder / f".tmp-{final.name}-{os.getpid()}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.sweep()
+        temporary.mkdir()
+        try:
+            _write_files(temporary, state, self.extra, self.snapshot)
+            if final.exists():
+                _remove(final)
+            temporary.rename(final)
+            _sync_folder(self.folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    def _explain(self, error: OSError) -> str:
+        free = shutil.disk_usage(self.folder if self.folder.exists() else self.folder.parent).free
+        why = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+        return (
+            f"cannot write a checkpoint in {self.folder}: {why} ({free / 2**20:.0f} MiB free); make "
+            "room or choose another folder with --output, then `sft-engine resume` goes on from the "
+            "newest complete checkpoint"
+        )
+
+    def sweep(self) -> None:
+        """Delete what a killed process left half-written or half-deleted."""
+        for leftover in [*self.folder.glob(".tmp-*"), *self.folder.glob(".del-*")]:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _retire(self) -> None:
+        best = self.extra.get("best", {}).get("step")
+        steps = self.steps()
+        for step in steps[: -self.keep]:
+            if step != best:
+                _remove(self.path(step))
+
+    def steps(self) -> list[int]:
+        """Return the steps of all checkpoints, oldest first."""
+        names = (path.name for path in self.folder.glob("step-*") if path.is_dir())
+        return sorted(int(name.removeprefix("step-")) for name in names)
+
+    def read(self, step: int) -> dict[str, Any]:
+        """Read and verify a checkpoint.
+
+        Raises:
+            CheckpointError: it is incomplete or damaged.
+        """
+        return _read_files(self.path(step))
+
+    def newest(self) -> dict[str, Any]:
+        """Read the newest complete checkpoint, passing over damaged ones.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        for step in reversed(self.steps()):
+            try:
+                return self.read(step)
+            except CheckpointError as error:
+                self.notice(f"passed over a damaged checkpoint: {error}")
+        raise CheckpointError(
+            f"no complete checkpoint in {self.folder}: start the recipe again with `sft-engine run`"
+        )
+
+    def keep_snapshot(self, run: Run) -> None:
+        """Remember the state in memory, for a component that may roll back."""
+        self.snapshot = clone(_healing_part(capture(run)))
+
+    def roll_back(self, run: Run) -> None:
+        """Put weights, optimizer and components back to the snapshot; the position goes on."""
+        if self.snapshot is None:
+            raise CheckpointError("a component asked to roll back before there was a snapshot")
+        state = {**capture(run), **clone(self.snapshot)}
+        restore(run, state, generators=False)
+
+
+def _healing_part(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: state[name] for name in ("components", "optimizer", "model")}
+
+
+def _write_files(
+    folder: Path, state: dict[str, Any], extra: dict[str, Any], snapshot: dict[str, Any] | None
+) -> None:
+    model, aliases = separate_aliases(state["model"])
+    tensors: dict[str, Tensor] = {}
+    rest = {name: value for name, value in state.items() if name != "model"}
+    packed = pack({**rest, "snapshot": snapshot}, "", tensors)
+    training, training_aliases = separate_aliases(tensors)
+    _save_tensors(model, folder / _MODEL)
+    _save_tensors(training, folder / _TRAINING)
+    head = {
+        "format": FORMAT,
+        "state": packed,
+        "extra": extra,
+        "aliases": aliases,
+        "training_aliases": training_aliases,
+        "files": {name: _seal(folder / name) for name in (_MODEL, _TRAINING)},
+    }
+    with (folder / _STATE).open("w", encoding="utf-8") as file:
+        json.dump(head, file)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors; safetensors reports a full disk as an error of its own."""
+    try:
+        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        full = "No space left" in str(error) or "os error 28" in str(error)
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+
+
+def _seal(path: Path) -> dict[str, int]:
+    """Synchronize a file to disk and return its size and checksum."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return {"bytes": path.stat().st_size, "crc32": _checksum(path)}
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum
+
+
+def _read_files(folder: Path) -> dict[str, Any]:
+    try:
+        head = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        for name, seal in head["files"].items():
+            path = folder / name
+            if path.stat().st_size != seal["bytes"] or _checksum(path) != seal["crc32"]:
+                raise CheckpointError(f"{path} is not what was written (size or checksum differ)")
+        model, training = load_file(folder / _MODEL), load_file(folder / _TRAINING)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}") from error
+    if head["format"] != FORMAT:
+        raise CheckpointError(f"{folder} has format {head['format']}, this version reads {FORMAT}")
+    model.update({alias: model[name] for alias, name in head["aliases"].items()})
+    training.update({alias: training[name] for alias, name in head["training_aliases"].items()})
+    state: dict[str, Any] = unpack(head["state"], training)
+    return {**state, "model": model, "extra": head["extra"]}
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint so that a kill in between leaves nothing that looks complete."""
+    doomed = folder.with_name(f".del-{folder.name}-{os.getpid()}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,264 @@
+"""The protocols of the kinds: what the engine asks of a task, a backbone, a data source and so on.
+
+A component is a plain class. Its constructor takes options only (values that TOML can write) and does
+nothing heavy; the engine calls the methods below when it needs them. Any component may implement hooks
+too, and `state_dict`/`load_state_dict` if it has state that a resumed run needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+    from datasets import Dataset
+    from torch import Tensor, nn
+
+    from sft_engine.flow import Batch, LossTerm
+
+KINDS = {
+    "backbone": "the pretrained model and its preprocessing",
+    "task": "targets, loss, predictions and metrics",
+    "data": "where examples come from",
+    "optimizer": "turns gradients into steps",
+    "schedule": "learning rate over the run",
+    "freezing": "which layer groups train when",
+    "regularizer": "what holds the weights or the function back",
+    "augmentation": "changes training examples or batches",
+    "probe": "views of the evaluation data that test robustness",
+    "tracker": "passes records on",
+    "extension": "anything else that listens to hooks",
+    "weights": "a function that returns the local folder of pretrained weights",
+}
+SINGLE_KINDS = ("task", "data", "backbone", "optimizer", "schedule", "freezing")
+"""Kinds of which a recipe has at most one: `[kind]`; of all others it has a list: `[[kind]]`."""
+
+Example = dict[str, Any]
+"""One encoded example: model inputs by name, arrays or numbers, and the target columns of the task."""
+
+Resolve = Callable[[str], str]
+"""Turns a name of weights into a local folder, or returns it unchanged (a hub id)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a component needs from the loop, declared as class attribute `capabilities`.
+
+    Args:
+        unused_parameters: Some trainable parameters may get no gradient in a step.
+        second_forward: Runs the model more than once for a micro-batch.
+        changes_labels: Targets after `sft_batch` may be soft (class probabilities).
+        deterministic: Gives the same result for the same position of the run.
+        rolls_back: May answer `sft_step_verdict` with "roll back".
+    """
+
+    unused_parameters: bool = False
+    second_forward: bool = False
+    changes_labels: bool = False
+    deterministic: bool = True
+    rolls_back: bool = False
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the task needs at the end of the model.
+
+    Args:
+        kind: Decides the shape and the loss: one class of many, any of many labels, or real values.
+        outputs: Width of the last layer.
+        names: Class or target names by position.
+    """
+
+    kind: Literal["classification", "multi-label", "regression"]
+    outputs: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """A part of the model in forward order, the unit of freezing and of layer-wise learning rates.
+
+    Args:
+        name: Such as `embeddings`, `block.3`, `head`.
+        parameters: Full parameter names; every parameter of the model is in exactly one group.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+
+
+class Examples(Protocol):
+    """Encoded examples that can be fetched whole.
+
+    An implementation may add `take(ids) -> dict[str, Tensor]`, which returns the collated tensors of a
+    micro-batch (inputs and targets) directly, and `lengths`, an integer array used for buckets.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, ids: Sequence[int]) -> list[Example]: ...
+
+
+class DataSource(Protocol):
+    """Kind `data`: reads raw splits."""
+
+    def load(self) -> dict[str, Dataset]:
+        """Return raw splits by name. Raises DataError with the file and what is wrong with it."""
+        ...
+
+
+class Task(Protocol):
+    """Kind `task`: what is learned, independent of the backbone.
+
+    Attributes:
+        inputs: Roles of input columns, `{"text": True, "text_pair": False}`; True means required.
+        target: Role of the target column.
+    """
+
+    inputs: Mapping[str, bool]
+    target: str
+
+    def prepare(
+        self, splits: dict[str, Dataset], label_names: tuple[str, ...]
+    ) -> dict[str, Dataset]:
+        """Turn the target column of every split into what `targets` collates; learn the label names.
+
+        Raises DataError for a target that training does not know, naming split, row and value.
+        """
+        ...
+
+    @property
+    def head(self) -> Head:
+        """What the model must end in; known after `prepare`."""
+        ...
+
+    def targets(self, examples: list[Example], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Collate targets; `inputs` are the collated inputs, for tasks that align with tokens."""
+        ...
+
+    def units(self, batch: Batch) -> dict[str, float]:
+        """Count what the loss terms are divided by: always `item`, `token` where targets are tokens."""
+        ...
+
+    def loss(self, outputs: Any, batch: Batch) -> LossTerm:
+        """Return the task's own loss as a sum over its units, in float32 or better."""
+        ...
+
+    def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """Return what evaluation keeps of each example: first dimension = examples."""
+        ...
+
+    def metrics(self, predictions: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Any]:
+        """Compute metrics over all examples of a split, in the order of the split.
+
+        Returns scalars by name, per-class scalars as `NAME/CLASS`, and nested lists such as
+        `confusion_matrix`. Empty `names` means the task's own choice.
+        """
+        ...
+
+    @property
+    def main_metric(self) -> str:
+        """The metric that selects the best weights when the recipe does not say."""
+        ...
+
+    def records(self, predictions: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+        """Return predictions as JSON records, one an example: label names, probabilities."""
+        ...
+
+
+class Backbone(Protocol):
+    """Kind `backbone`: a pretrained model with its preprocessing.
+
+    The engine calls `open` first, then `encode` for each split, then `build`.
+    """
+
+    def open(self, resolve: Resolve) -> None:
+        """Load what is light: tokenizer, image settings, model configuration."""
+        ...
+
+    def encode(self, rows: Dataset, task: Task) -> Examples:
+        """Encode a split once and whole, cached by fingerprint where that is costly."""
+        ...
+
+    def encode_rows(self, rows: list[dict[str, Any]], task: Task) -> list[Example]:
+        """Encode rows on the fly: augmented, corrupted, or given to `predict`."""
+        ...
+
+    def collate(self, examples: list[Example]) -> dict[str, Tensor]:
+        """Pad and stack the model inputs of examples."""
+        ...
+
+    def build(self, task: Task) -> nn.Module:
+        """Load the pretrained weights and end them in `task.head`. The engine has set the seed."""
+        ...
+
+    def forward(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+        """Run the model. Usually `model(**inputs)`."""
+        ...
+
+    def layer_groups(self, model: nn.Module) -> list[LayerGroup]:
+        """Name the layer groups, input first and head last; every parameter exactly once."""
+        ...
+
+    def save(self, model: nn.Module, folder: Path, task: Task) -> None:
+        """Write weights and preprocessing so that the library of the backbone reads them.
+
+        `open(lambda name: folder)` followed by `build(task)` must give the same model again.
+        """
+        ...
+
+
+class OptimizerFactory(Protocol):
+    """Kind `optimizer`: builds a torch optimizer."""
+
+    lr: float
+    weight_decay: float
+
+    def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Build the optimizer over torch parameter groups that carry `lr` and `weight_decay`."""
+        ...
+
+
+class Schedule(Protocol):
+    """Kind `schedule`: the learning rate as a function of position.
+
+    An implementation may add `momentum(step, total) -> float`, the momentum (or beta1) of that step.
+    """
+
+    def factor(self, step: int, total: int) -> float:
+        """Return the learning rate of the step with this index (0 .. total - 1) as a share of `lr`."""
+        ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A component with state that a resumed run needs; tensors and JSON values, nested freely."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the state back."""
+        ...
+
+
+RowTransform = Callable[["dict[str, Any]", "np.random.Generator"], "dict[str, Any]"]
+"""Changes a raw row; draws only from the generator it is given, which depends on seed, epoch, id."""
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """Return the logits of what a model returned: the tensor itself, or its `logits`.
+
+    Raises:
+        TypeError: the model returned neither.
+    """
+    logits = getattr(outputs, "logits", outputs)
+    if not hasattr(logits, "ndim"):
+        raise TypeError(f"the model returned {type(outputs).__name__}, which has no logits")
+    return logits  # type: ignore[no-any-return]

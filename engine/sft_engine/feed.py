@@ -1,0 +1,207 @@
+"""Turns the order into batches: fetches, transforms, encodes and collates, window by window.
+
+The loader is not given to Accelerate to shard: every rank takes its own share of a global window.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from sft_engine import order
+from sft_engine.flow import Batch
+
+if TYPE_CHECKING:
+    from sft_engine.components import Backbone, RowTransform, Task
+    from sft_engine.flow import Split, View
+
+    Window = list[Batch]
+
+_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+
+
+@dataclass
+class Feed:
+    """The training batches of one rank.
+
+    Args:
+        split: The training split.
+        task: Collates targets, counts units.
+        backbone: Collates inputs, encodes transformed rows.
+        batch_size: Examples of a window over all ranks.
+        micro_batch_size: Examples of one micro-batch of one rank.
+        order_seed: Decides the order.
+        noise_seed: Decides the draws of row transforms.
+        buckets: Use length buckets where lengths are known.
+        rank: This process.
+        world: Number of processes.
+        workers: Background processes that fetch.
+    """
+
+    split: Split
+    task: Task
+    backbone: Backbone
+    batch_size: int
+    micro_batch_size: int
+    order_seed: int
+    noise_seed: int
+    buckets: bool = True
+    rank: int = 0
+    world: int = 1
+    workers: int = 0
+    _planned: tuple[int, list[Any]] = field(default=(-1, []), repr=False)
+
+    @property
+    def windows_per_epoch(self) -> int:
+        """Windows, and so optimizer steps, of one epoch."""
+        return -(-len(self.split) // self.batch_size)
+
+    def windows(self, epoch: int) -> list[Any]:
+        """Return the example ids of every window of an epoch."""
+        if self._planned[0] != epoch:
+            lengths = getattr(self.split.examples, "lengths", None) if self.buckets else None
+            ids = order.windows(
+                len(self.split),
+                self.batch_size,
+                self.order_seed,
+                epoch,
+                lengths=lengths,
+                weights=self.split.weights,
+            )
+            self._planned = (epoch, ids)
+        return self._planned[1]
+
+    def window(self, epoch: int, index: int) -> Window:
+        """Fetch one window: as many micro-batches on every rank, on the host."""
+        ids = self.windows(epoch)[index]
+        shares = order.shares(ids, self.rank, self.world, self.micro_batch_size)
+        return [self._micro_batch(share, epoch, stand_in=ids[:1]) for share in shares]
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Window]:
+        """Yield the windows of an epoch from the one with index `start`."""
+        if self.workers == 0:
+            return (self.window(epoch, i) for i in range(start, self.windows_per_epoch))
+        return _prefetched(self, epoch, start)
+
+    def _micro_batch(self, ids: np.ndarray, epoch: int, stand_in: np.ndarray) -> Batch:
+        if len(ids):
+            batch = fetch(
+                self.split, self.task, self.backbone, ids.tolist(), (self.noise_seed, epoch)
+            )
+            batch.units = self.task.units(batch)
+            return batch
+        batch = fetch(self.split, self.task, self.backbone, stand_in.tolist(), (0, epoch))
+        batch.units = dict.fromkeys(self.task.units(batch), 0.0)
+        batch.real = False
+        return batch
+
+
+def fetch(
+    split: Split,
+    task: Task,
+    backbone: Backbone,
+    ids: list[int],
+    key: tuple[int, ...],
+    transforms: Sequence[RowTransform] | None = None,
+) -> Batch:
+    """Fetch and collate examples.
+
+    Args:
+        split: Where they are.
+        task: Collates targets.
+        backbone: Collates inputs.
+        ids: Which examples.
+        key: Seeds the generator of each example, together with its id.
+        transforms: Changes of raw rows; None means those of the split.
+    """
+    transforms = split.transforms if transforms is None else transforms
+    if transforms:
+        rows = [dict(row) for row in split.rows.__getitems__(ids)]
+        for index, row_id in enumerate(ids):
+            for position, transform in enumerate(transforms):
+                draws = order.generator(*key, row_id, position)
+                rows[index] = transform(rows[index], draws)
+        examples = backbone.encode_rows(rows, task)
+    elif (take := getattr(split.examples, "take", None)) is not None:
+        return _taken(take(ids), task, split, ids)
+    else:
+        examples = split.examples.__getitems__(ids)
+    inputs = backbone.collate(examples)
+    return Batch(inputs=inputs, targets=task.targets(examples, inputs), ids=ids)
+
+
+def _taken(tensors: dict[str, Any], task: Task, split: Split, ids: list[int]) -> Batch:
+    names = split.target_names
+    if names is None:
+        names = split.target_names = frozenset(task.targets(split.examples.__getitems__(ids), {}))
+    targets = {name: tensors.pop(name) for name in names}
+    return Batch(inputs=tensors, targets=targets, ids=ids)
+
+
+def evaluation_batches(
+    split: Split,
+    task: Task,
+    backbone: Backbone,
+    view: View,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[Batch]:
+    """Yield this rank's share of a split, each example exactly once over all ranks.
+
+    Batches are made of examples of similar length, longest first, so that a lack of memory shows at
+    once. The draws of a view's transform depend on the view's name and the example alone: they are
+    the same for every model, batch size and number of processes.
+    """
+    ids = np.arange(len(split))
+    lengths = getattr(split.examples, "lengths", None)
+    if lengths is not None:
+        ids = np.argsort(-np.asarray(lengths), kind="stable")
+    transforms = [] if view.transform is None else [view.transform]
+    key = order.name_key(view.name)
+    for start in range(rank * batch_size, len(ids), world * batch_size):
+        chosen = ids[start : start + batch_size].tolist()
+        batch = fetch(split, task, backbone, chosen, (key,), transforms)
+        batch.units = task.units(batch)
+        yield batch
+
+
+class _Windows(Dataset["Window"]):
+    def __init__(self, feed: Feed, epoch: int) -> None:
+        self.feed, self.epoch = feed, epoch
+
+    def __getitem__(self, index: int) -> Window:
+        return self.feed.window(self.epoch, index)
+
+
+def _prefetched(feed: Feed, epoch: int, start: int) -> Iterator[Window]:
+    """Fetch in background processes, which leave signals to the main one."""
+    feed.windows(epoch)
+    loader: DataLoader[Window] = DataLoader(
+        _Windows(feed, epoch),
+        sampler=range(start, feed.windows_per_epoch),
+        batch_size=None,
+        num_workers=feed.workers,
+        # Without a generator of its own, iter() would draw from torch's global stream.
+        generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_ignore_signals,
+    )
+    # A worker that is still starting must not die of a signal to the group: it inherits the mask.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+    yield from batches
+
+
+def _ignore_signals(_worker: int) -> None:
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)

@@ -1,0 +1,276 @@
+"""Every hook of the engine: the manual of a plugin author.
+
+A hook's docstring says *when* it fires, *on which ranks*, *what may change* and *what a return means*.
+An implementation may take fewer arguments than are listed. First in the recipe runs first; hooks
+whose name ends in `_end`, and `sft_teardown`, run in the opposite order. Implement a hook as a method
+of a component, marked with `hookimpl`; `sft_register`, `sft_check_recipe` and `sft_cli` are
+functions of a plugin's module, because they are called before any component exists.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import click
+    from torch import Tensor
+
+    from sft_engine.catalog import Catalog
+    from sft_engine.flow import Batch, LossTerm, ParameterGroup, Run, Split, Verdict, View
+    from sft_engine.recipe import Problem, Recipe
+
+PROJECT = "sft_engine"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+# --- Before a run: functions of the plugin's module, no torch -----------------------------------
+
+
+@hookspec
+def sft_register(catalog: Catalog) -> None:
+    """Add components to the catalog with `catalog.add(kind, name, target, summary)`.
+
+    When: the plugin is loaded, in every command. Ranks: all. May change: the catalog.
+    Must not import torch: a target is a string, "package.module:Class".
+    """
+
+
+@hookspec
+def sft_check_recipe(recipe: Recipe) -> Iterable[Problem]:  # type: ignore[empty-body]
+    """Report problems that lie between components, such as two that exclude each other.
+
+    When: `check` and every run, after names and options were checked, before torch is imported; only
+    plugins that supply a component of the recipe are asked. Ranks: all. May change: nothing.
+    Returns: problems (key, message, hint); any problem stops the run.
+    """
+
+
+@hookspec
+def sft_cli(group: click.Group) -> None:
+    """Add verbs to the command line with `group.add_command`.
+
+    When: `sft-engine` starts. Ranks: all. May change: the click group. Import nothing heavy outside
+    the command's own function.
+    """
+
+
+# --- Building ------------------------------------------------------------------------------------
+
+
+@hookspec
+def sft_build_data(run: Run, split: str, data: Split) -> None:
+    """Change a split before anything is drawn from it.
+
+    When: once for each split, after encoding, before the model is built. Ranks: all, equally.
+    May change: `data`: sampler weights, transforms of examples, extra streams.
+    """
+
+
+@hookspec
+def sft_build_model(run: Run) -> None:
+    """Change the model: another head, surgery, adapters, a snapshot of the start by name.
+
+    When: once, after the weights are loaded, before layer groups are read. Ranks: all, equally.
+    May change: `run.model`.
+    """
+
+
+@hookspec
+def sft_param_groups(run: Run, groups: list[ParameterGroup]) -> None:
+    """Set learning-rate scale, weight decay and tags of the optimizer's parameter groups.
+
+    When: once, before the optimizer is built. All parameters are there, frozen ones too. Ranks: all.
+    May change: the groups in place; a group may be split, but every parameter stays in exactly one.
+    """
+
+
+@hookspec
+def sft_setup(run: Run) -> None:
+    """Attach to the finished run.
+
+    When: once, after the model is wrapped and a checkpoint, if any, was restored: `run.clock` holds
+    the true position. Ranks: all. May change: the component itself.
+    """
+
+
+# --- Training ------------------------------------------------------------------------------------
+
+
+@hookspec
+def sft_train_start(run: Run) -> None:
+    """Training begins, or goes on after a resume.
+
+    When: before the first window of this process. Ranks: all. May change: `requires_grad`, control.
+    """
+
+
+@hookspec
+def sft_train_end(run: Run) -> None:
+    """Training has ended normally, also by `run.control.stop`; not after an exception.
+
+    When: after the last step, before the final evaluation. Ranks: all, in reverse order.
+    May change: weights (averages).
+    """
+
+
+@hookspec
+def sft_phase_start(run: Run) -> None:
+    """A phase of the recipe begins (a recipe without phases has one).
+
+    When: before its first epoch, and again on resume if it has been begun. Ranks: all.
+    May change: `requires_grad`, control.
+    """
+
+
+@hookspec
+def sft_phase_end(run: Run) -> None:
+    """A phase has ended.
+
+    When: after its last epoch. Ranks: all, in reverse order. May change: `requires_grad`, control.
+    """
+
+
+@hookspec
+def sft_epoch_start(run: Run) -> None:
+    """An epoch begins.
+
+    When: before its first window, and again on resume inside it. Ranks: all.
+    May change: `requires_grad`, as a pure function of the position; control.
+    """
+
+
+@hookspec
+def sft_epoch_end(run: Run) -> None:
+    """An epoch has ended.
+
+    When: after its last step, before the evaluation and the checkpoint that are due then.
+    Ranks: all, in reverse order. May change: control.
+    """
+
+
+@hookspec
+def sft_step_start(run: Run) -> None:
+    """A window begins.
+
+    When: once for each window, before its first micro-batch is moved to the device. Ranks: all.
+    May change: `requires_grad`, learning-rate scales, as a pure function of the position.
+    """
+
+
+@hookspec
+def sft_batch(run: Run, batch: Batch) -> None:
+    """Change a training micro-batch: mixup, noise.
+
+    When: each micro-batch, on the device, before the forward pass; not in evaluation.
+    Ranks: all, each with its own batch. May change: `batch.inputs` and `batch.targets`.
+    """
+
+
+@hookspec
+def sft_micro_step(run: Run, batch: Batch) -> Iterator[None]:  # type: ignore[empty-body]
+    """Wrap forward + loss + backward of one micro-batch (`hookimpl(wrapper=True)`, one `yield`).
+
+    When: each micro-batch. Ranks: all. May change: embeddings, weights or gradients around the inner
+    step; `run.forward_backward(batch)` runs the inner step once more and adds to the gradients.
+    Returns: what the inner step returned.
+    """
+
+
+@hookspec
+def sft_loss_terms(run: Run, batch: Batch, outputs: Any) -> Iterable[LossTerm]:  # type: ignore[empty-body]
+    """Add named terms to the loss.
+
+    When: each micro-batch, after the task's own loss, inside autocast. Ranks: all.
+    May change: nothing. Returns: terms, each with its sum and what it is counted per: `item` or
+    `token` (divided by their number in the window over all ranks) or `step` (counted once a window).
+    """
+
+
+@hookspec
+def sft_gradients(run: Run) -> None:
+    """Edit the gradients of a complete window: masks, surgery, decoupled pulls, a second pass.
+
+    When: after the last backward pass of the window, synchronized and unscaled, before clipping.
+    Ranks: all, equally. May change: `.grad`; `run.replay_window()` computes the gradients again.
+    """
+
+
+@hookspec
+def sft_step_verdict(run: Run, grad_norm: Tensor) -> Verdict | None:
+    """Judge the step before it is taken.
+
+    When: after clipping; `grad_norm` (scalar, on the device) is the norm before clipping.
+    Ranks: all; the strictest verdict of all components and ranks holds.
+    Returns: None or a verdict: step < skip < roll back < stop, with the reason.
+    """
+
+
+@hookspec
+def sft_step_end(run: Run) -> None:
+    """A step was taken (not after a skipped one).
+
+    When: after `optimizer.step()`, before the gradients are dropped. Ranks: all, in reverse order.
+    May change: weights (moving averages, projections).
+    """
+
+
+# --- Evaluation ----------------------------------------------------------------------------------
+
+
+@hookspec
+def sft_eval_views(run: Run, split: str) -> Iterable[View]:  # type: ignore[empty-body]
+    """Offer more views of a split: averaged weights, corrupted data, an attack.
+
+    When: at the start of each evaluation. Ranks: all, equally. May change: nothing.
+    Returns: views, evaluated after the plain one; their metrics are logged as `VIEW/METRIC`.
+    """
+
+
+@hookspec
+def sft_eval_batch(run: Run, view: View, batch: Batch, outputs: Any) -> None:
+    """See an evaluation batch.
+
+    When: after its forward pass, without gradients. Ranks: all, each with its own share.
+    May change: the component itself (accumulate).
+    """
+
+
+@hookspec
+def sft_metrics(run: Run, view: View, values: dict[str, float]) -> None:
+    """See and extend the metrics of a view.
+
+    When: after each view, values being equal on all ranks. Ranks: all.
+    May change: `values` (add), `run.control` (stop).
+    """
+
+
+# --- Records and the end -------------------------------------------------------------------------
+
+
+@hookspec
+def sft_log(run: Run, record: dict[str, Any]) -> None:
+    """Pass a record on to a tracker.
+
+    When: after it was written to metrics.jsonl. Ranks: 0 only. May change: nothing.
+    """
+
+
+@hookspec
+def sft_report(run: Run, report: dict[str, Any]) -> None:
+    """Add a section to report.json.
+
+    When: once, after the final evaluation. Ranks: 0 only. May change: `report` (JSON values).
+    """
+
+
+@hookspec
+def sft_teardown(run: Run, error: BaseException | None) -> None:
+    """Release what the component holds.
+
+    When: always, also after an exception or a signal. Ranks: all, in reverse order.
+    May change: the component itself. An exception in here is reported and does not hide `error`.
+    """

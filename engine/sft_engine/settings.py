@@ -1,0 +1,143 @@
+"""The engine's own tables of a recipe: `[train]`, `[evaluation]`, `[checkpoint]`, and part of `[data]`.
+
+They are checked by the same machinery as a component's constructor: annotation = schema, default =
+default, docstring line = help. No torch here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How long, in what portions and in which precision to train.
+
+    Args:
+        epochs: Passes over the training split; a fraction is allowed. Ignored if `steps` is set.
+        steps: Optimizer steps; overrides `epochs`.
+        batch_size: Examples of one optimizer step, over all processes together.
+        micro_batch_size: Examples of one forward pass in one process; 0 means as many as `batch_size`
+            allows. Smaller values save memory and change nothing else (gradient accumulation).
+        length_buckets: Group examples of similar length in a window, where lengths are known.
+        precision: `auto` takes bf16 where the processor computes in it, else fp32.
+        clip_norm: Largest norm of the whole gradient; 0 switches clipping off.
+        decay_all: Apply weight decay to biases and norm weights too.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        compile: Run the model through `torch.compile`.
+        device: `auto`, `cpu`, or a device that torch knows, such as `cuda` or `mps`.
+        threads: CPU threads of torch in each process; 0 leaves torch's own choice.
+        workers: Processes that fetch data in the background; 0 fetches in the main one.
+        log_every: Steps between two records in metrics.jsonl.
+        deterministic: Ask torch for deterministic algorithms (slower on a GPU).
+    """
+
+    epochs: Annotated[float, Gt(0)] = 3.0
+    steps: Annotated[int, Ge(1)] | None = None
+    batch_size: Annotated[int, Ge(1)] = 32
+    micro_batch_size: Annotated[int, Ge(0)] = 0
+    length_buckets: bool = True
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    clip_norm: Annotated[float, Ge(0)] = 1.0
+    decay_all: bool = False
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    device: str = "auto"
+    threads: Annotated[int, Ge(0)] = 0
+    workers: Annotated[int, Ge(0)] = 0
+    log_every: Annotated[int, Ge(1)] = 10
+    deterministic: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """When to look at the validation split, and with what.
+
+    Args:
+        every_epochs: Epochs between two evaluations of the validation split; 0 means only at the end.
+        every_steps: Steps between two evaluations; overrides `every_epochs` when greater than 0.
+        batch_size: Examples of one forward pass; 0 means twice the micro-batch.
+        metrics: Names from torchmetrics; empty means the task's own choice.
+        test: Evaluate the test split at the end, with the best weights.
+        predictions: Write `predictions/SPLIT.jsonl` for the splits evaluated at the end.
+    """
+
+    every_epochs: Annotated[float, Ge(0)] = 1.0
+    every_steps: Annotated[int, Ge(0)] = 0
+    batch_size: Annotated[int, Ge(0)] = 0
+    metrics: tuple[str, ...] = ()
+    test: bool = True
+    predictions: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """When to save, what to keep, and which weights are the result.
+
+    Args:
+        every_epochs: Epochs between two checkpoints; 0 means only when interrupted.
+        every_steps: Steps between two checkpoints; overrides `every_epochs` when greater than 0.
+        keep: Newest checkpoints kept; older ones are deleted (the best one is kept as well).
+        best: Metric of the validation split that selects the final weights, `last` for the last
+            ones, `auto` for the task's main metric where there is a validation split.
+        direction: Whether more or less of that metric is better; `auto` knows the usual ones.
+    """
+
+    every_epochs: Annotated[float, Ge(0)] = 1.0
+    every_steps: Annotated[int, Ge(0)] = 0
+    keep: Annotated[int, Ge(1)] = 1
+    best: str = "auto"
+    direction: Literal["auto", "max", "min"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Keys of `[data]` that belong to the engine, the same for every data component.
+
+    Args:
+        columns: Role to column, such as `{text = "review", label = "stars"}`.
+        label_names: Class names in the order of their ids; empty means sorted as found in training.
+        splits: Name in the source of `train`, `validation` and `test`, where it differs.
+        validation: Share (below 1) or number of training examples to hold out for validation where
+            the source has no such split; 0 for none.
+        test: The same for the test split; drawn before the validation split.
+        split_seed: Seed of those draws alone, so that every run of a study sees the same test split.
+        stratify: Keep class shares equal in splits and subsets where the task has classes.
+        subset: Share (below 1) or number of training examples to use; 0 for all.
+        resample: How training examples are drawn: `none`; `bootstrap` draws as many with
+            replacement (seed `subset`); `balanced` draws classes equally often.
+        on_error: Whether a broken row stops the run or is skipped with a warning.
+    """
+
+    columns: dict[str, str] = field(default_factory=dict)
+    label_names: tuple[str, ...] = ()
+    splits: dict[str, str] = field(default_factory=dict)
+    validation: Annotated[float, Ge(0)] = 0.1
+    test: Annotated[float, Ge(0)] = 0.1
+    split_seed: int = 0
+    stratify: bool = True
+    subset: Annotated[float, Ge(0)] = 0
+    resample: Literal["none", "bootstrap", "balanced"] = "none"
+    on_error: Literal["stop", "skip"] = "stop"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedSettings:
+    """The four seeds of a run; each one not given derives from `seed`.
+
+    Args:
+        seed: The one number that all others derive from.
+        init: Weights of new layers.
+        order: Who sees which example when.
+        subset: Which training examples are drawn.
+        noise: Dropout, augmentation and every other random draw during training.
+    """
+
+    seed: Annotated[int, Ge(0), Le(2**63 - 1)] = 0
+    init: Annotated[int, Ge(0)] | None = None
+    order: Annotated[int, Ge(0)] | None = None
+    subset: Annotated[int, Ge(0)] | None = None
+    noise: Annotated[int, Ge(0)] | None = None
