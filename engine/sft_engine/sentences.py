@@ -1,0 +1,34 @@
+"""Words that every message shares: suggestions, values as a recipe writes them, the full stop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+LONGEST_VALUE = 80
+"""Characters after which a value is cut in a message."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return "did you mean `x`?", or nothing if no known name is close."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"did you mean `{close[0]}`?" if close else ""
+
+
+def choices(known: Iterable[str]) -> str:
+    """Return "allowed: `a`, `b`", or nothing if there are none."""
+    listed = ", ".join(f"`{name}`" for name in known)
+    return f"allowed: {listed}" if listed else ""
+
+
+def show_value(value: Any) -> str:
+    """Write a value the way a recipe does, shortened if it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
+
+
+def closed(text: str) -> str:
+    """End a sentence with a full stop, unless it ends already."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
