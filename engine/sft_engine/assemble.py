@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sft_engine.catalog import Plan
     from sft_engine.components import Backbone, OptimizerFactory, Schedule, Task
+    from sft_engine.dispatch import Monitor
     from sft_engine.settings import SeedSettings
 
 
@@ -64,13 +65,16 @@ Check = Callable[[], None]
 """Called between steps; raises Interrupted if a signal came."""
 
 
-def assemble(plan: Plan, folder: Path, check: Check = lambda: None) -> Assembled:
+def assemble(
+    plan: Plan, folder: Path, check: Check = lambda: None, monitor: Monitor | None = None
+) -> Assembled:
     """Build everything that a training run needs.
 
     Args:
         plan: The checked recipe.
         folder: The run folder.
         check: Called between the steps.
+        monitor: Called around each hook of each component.
 
     Raises:
         RecipeError: components do not fit together, or the ranks do not agree.
@@ -84,7 +88,7 @@ def assemble(plan: Plan, folder: Path, check: Check = lambda: None) -> Assembled
     backbone, task = _one(active, "backbone"), _one(active, "task")
     backbone.open(plan.resolve)
     check()
-    run = _new_run(plan, folder, accelerator, seeds, active)
+    run = _new_run(plan, folder, accelerator, seeds, active, monitor)
     with one_rank_first(accelerator):
         rows = prepare_splits(_one(active, "data").load(), plan.data, task, seeds)
         run.splits, fingerprints = encode_splits(rows, task, backbone)
@@ -336,11 +340,16 @@ def make_clock(plan: Plan, feed: Feed) -> Clock:
 
 
 def _new_run(
-    plan: Plan, folder: Path, accelerator: Accelerator, seeds: Seeds, active: list[Active]
+    plan: Plan,
+    folder: Path,
+    accelerator: Accelerator,
+    seeds: Seeds,
+    active: list[Active],
+    monitor: Monitor | None = None,
 ) -> Run:
     """Return a Run whose model, optimizer and clock the following steps fill in."""
     nothing = torch.nn.Module()
-    hooks = RunHooks(active, core=lambda run, batch: run.forward_backward(batch))
+    hooks = RunHooks(active, lambda run, batch: run.forward_backward(batch), monitor)
     return Run(
         plan=plan,
         folder=folder,

@@ -23,6 +23,7 @@ from sft_engine.records import Recorder, append_line, provenance, write_json, wr
 
 if TYPE_CHECKING:
     from sft_engine.catalog import Plan
+    from sft_engine.dispatch import Monitor
     from sft_engine.flow import Run
 
 
@@ -88,6 +89,7 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
     stop_after: int = -1,
+    monitor: Monitor | None = None,
 ) -> Outcome:
     """Carry out a plan.
 
@@ -97,13 +99,14 @@ def train(
         resume: Go on from the newest complete checkpoint.
         progress: Shows the run; None shows nothing.
         stop_after: Interrupt, as a signal would, before the step with this index.
+        monitor: Called around each hook of each component.
 
     Raises:
         SftError: whatever stopped the run, as one sentence.
     """
     progress = progress or Silent()
     with Signals() as signals, own_generators(derive_seeds(plan.seeds).noise):
-        built = assemble(plan, folder, signals.check)
+        built = assemble(plan, folder, signals.check, monitor)
         session = Session(built, progress, signals, stop_after)
         error: BaseException | None = None
         try:
@@ -168,7 +171,7 @@ class Session:
                 f"cannot create the run folder {run.folder}: {error.strerror or error}; choose another "
                 "one with --output"
             ) from error
-        write_text(run.folder / "recipe.toml", run.plan.recipe.to_toml())
+        write_text(run.folder / "recipe.toml", run.plan.resolved().to_toml())
         write_json(
             run.folder / "run.json",
             {
@@ -195,7 +198,7 @@ class Session:
     def carry_out(self) -> Outcome:
         """Train, select the best weights, evaluate them and write the results."""
         run = self.run
-        reason = self._loop().train()
+        reason = self.loop().train()
         state = fingerprint(run)
         best = self.keeper.extra.get("best", {})
         if best and best["step"] != run.clock.step:
@@ -213,7 +216,8 @@ class Session:
         self._write_results(outcome, final[1])
         return outcome
 
-    def _loop(self) -> Loop:
+    def loop(self) -> Loop:
+        """Build the training loop from the recipe's settings."""
         built, run = self.built, self.run
         plan, per_epoch = run.plan, run.clock.steps_per_epoch
         heals = any(
