@@ -88,7 +88,27 @@ class RunHooks:
             forward.register(_Core(core), "core")
         for name in RUN_HOOKS:
             caller = getattr((backward if name in REVERSED_HOOKS else forward).hook, name)
-            setattr(self, name, caller if caller.get_hookimpls() else None)
+            setattr(self, name, _short_way(caller))
+
+
+def _short_way(hook: pluggy.HookCaller) -> Caller | None:
+    """Return what calls a hook: nothing for nobody, pluggy for wrappers, else a loop of our own.
+
+    pluggy sorts out arguments in every call, for five microseconds, which seven hooks a step would make
+    a tenth of a small step. Who listens, in which order and to what, is known before the first call.
+    """
+    found = hook.get_hookimpls()
+    if not found:
+        return None
+    if any(each.wrapper or each.hookwrapper for each in found):
+        return hook
+    calls = [(each.function, each.argnames) for each in reversed(found)]
+
+    def call(**arguments: Any) -> list[Any]:
+        answers = [function(*[arguments[name] for name in names]) for function, names in calls]
+        return [answer for answer in answers if answer is not None]
+
+    return call
 
 
 class _Core:

@@ -1,0 +1,55 @@
+"""What the plugin tells the engine, and what that costs."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import sft_transformers
+from sft_transformers.backbone import Transformers
+
+HERE = Path(__file__).parents[1]
+
+
+class Catalog(list):
+    def add(self, *entry):
+        self.append(entry)
+
+
+def test_one_backbone_is_offered():
+    catalog = Catalog()
+    sft_transformers.sft_register(catalog)
+    ((kind, name, target, summary),) = catalog
+    module, _, attribute = target.partition(":")
+    assert (kind, name) == ("backbone", "transformers")
+    assert getattr(importlib.import_module(module), attribute) is Transformers
+    assert summary.endswith(".")
+
+
+def test_registering_and_reading_options_import_nothing_heavy():
+    code = (
+        "import sys, sft_transformers, sft_transformers.backbone as b; b.Transformers(name='x');"
+        "print([m for m in ('torch', 'transformers', 'datasets', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_option_is_documented_and_literal():
+    parameters = inspect.signature(Transformers).parameters
+    documented = inspect.getdoc(Transformers).partition("Args:\n")[2]
+    assert all(f"    {name}: " in documented for name in parameters)
+    for name, parameter in parameters.items():
+        assert name == "name" or ast.literal_eval(repr(parameter.default)) == parameter.default
+
+
+def test_the_example_uses_options_that_exist():
+    with (HERE / "example.toml").open("rb") as file:
+        table = tomllib.load(file)["backbone"]
+    assert table.pop("use") == "transformers"
+    inspect.signature(Transformers).bind(**table)
