@@ -138,8 +138,9 @@ def test_compile(recipe, finished, tmp_path):
 
 def test_multi_label(recipe, tmp_path):
     overrides = ["task.labels=multi", "task.separator=;", "data.columns={label='tags'}"]
-    outcome = sft_engine.run(recipe(*overrides, "train.epochs=45"), output=tmp_path / "run")
-    assert outcome.metrics["f1/nice"] > 0.8
+    overrides += ["checkpoint.best=last"]
+    outcome = sft_engine.run(recipe(*overrides, "train.epochs=20"), output=tmp_path / "run")
+    assert outcome.metrics["f1/short"] > 0.8
     (record,) = sft_engine.predict(outcome.folder, ["good"])
     assert set(record["probabilities"]) == {"long", "nice", "short"}
 

@@ -1,0 +1,23 @@
+"""What `import sft_engine` gives, whatever was imported before."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import sft_engine
+
+
+def test_verbs_are_functions_after_every_module_was_imported() -> None:
+    for module in pkgutil.walk_packages(sft_engine.__path__, "sft_engine."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for verb in ("evaluate", "predict", "resume", "run", "verify_resume"):
+        assert verb in sft_engine.__all__
+        assert getattr(sft_engine, verb).__module__ == "sft_engine.verbs", verb
+
+
+def test_public_names_are_sorted_and_there() -> None:
+    assert sft_engine.__all__ == sorted(sft_engine.__all__)
+    for name in sft_engine.__all__:
+        assert getattr(sft_engine, name) is not None
