@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from datasets import Dataset
-from sft_transformers.backbone import Transformers
-from sft_transformers.tokens import TokenizedExamples, Tokens
 from torch import nn
 
 from bench.overhead_work import OverheadWork
@@ -26,6 +24,8 @@ from sft_engine.interruption import Signals
 from sft_engine.plugins import load_plugins
 from sft_engine.recipe import parse_recipe
 from sft_engine.training import Session, Silent
+from sft_transformers.backbone import Transformers
+from sft_transformers.tokens import TokenizedExamples, Tokens
 
 WORK: dict[str, Any] = {}
 """The work of this process: a component's constructor takes nothing but options."""
@@ -65,7 +65,7 @@ DEFAULTS = TEXT.replace('precision = "fp32"\ndecay_all = true\n', "")
 class VectorClassification(Classification):
     """Classification of vectors."""
 
-    inputs = {"text": True}
+    inputs: ClassVar[Mapping[str, bool]] = {"text": True}
 
     def __init__(self) -> None:
         super().__init__("single", "none", 0.0, "")

@@ -1,7 +1,7 @@
 """sft-engine: supervised fine-tuning that tells whether its result can be trusted.
 
-What plugin authors and notebooks import. Importing this module imports no torch; names that need it
-are loaded when they are first used.
+What plugin authors and notebooks import. Importing this module imports no torch, nor anything else that
+the command line's `--help` would wait for: all names but the errors are loaded when they are first used.
 """
 
 from __future__ import annotations
@@ -9,26 +9,32 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sft_engine.components import Capabilities, Head, LayerGroup, logits_of
 from sft_engine.errors import (
     CheckpointError,
     DataError,
     DivergedError,
     Interrupted,
+    OutOfMemoryError,
     OutputError,
     RecipeError,
     SftError,
 )
-from sft_engine.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from sft_engine.catalog import plan
-    from sft_engine.recipe import Problem, Recipe, load_recipe
+    from sft_engine.components import Capabilities, Head, LayerGroup, logits_of
     from sft_engine.flow import Action, Batch, Clock, LossTerm, Run, Split, Verdict, View
+    from sft_engine.hookspecs import hookimpl
+    from sft_engine.recipe import Problem, Recipe, load_recipe
     from sft_engine.verbs import evaluate, predict, resume, run, verify_resume
 
 _LAZY = {
     "plan": "catalog",
+    "Capabilities": "components",
+    "Head": "components",
+    "LayerGroup": "components",
+    "logits_of": "components",
+    "hookimpl": "hookspecs",
     "Problem": "recipe",
     "Recipe": "recipe",
     "load_recipe": "recipe",
@@ -59,6 +65,7 @@ __all__ = [
     "Interrupted",
     "LayerGroup",
     "LossTerm",
+    "OutOfMemoryError",
     "OutputError",
     "Problem",
     "Recipe",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,14 +9,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from sft_engine import order
+from sft_engine import order, ranks
 from sft_engine.devices import Precision, choose_precision, make_accelerator, set_threads, wrap
+from sft_engine.dispatch import RunHooks
 from sft_engine.errors import DataError, RecipeError
 from sft_engine.feed import Feed
 from sft_engine.flow import Active, Clock, ParameterGroup, Run, Seeds, Split
-from sft_engine.dispatch import RunHooks
 from sft_engine.preflight import Finding, preflight
 from sft_engine.preparation import fingerprint, prepare_given, prepare_splits
+from sft_engine.records import library_versions
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -82,25 +82,25 @@ def assemble(
     """
     set_threads(plan.train)
     accelerator = make_accelerator(plan.train)
-    check_ranks_agree(plan, accelerator)
+    precision = choose_precision(plan.train, accelerator)
+    check_ranks_agree(plan, accelerator, precision.name)
     seeds = derive_seeds(plan.seeds)
-    active = [Active(p, p.build()) for p in plan.components]
-    backbone, task = _one(active, "backbone"), _one(active, "task")
-    backbone.open(plan.resolve)
-    check()
+    active = build_components(plan)
+    backbone = _one(active, "backbone")
+    ranks.one_rank_first(accelerator, lambda: backbone.open(plan.resolve))
+    _check_all(accelerator, check)
+    folder = ranks.from_main(accelerator, folder)
     run = _new_run(plan, folder, accelerator, seeds, active, monitor)
-    with one_rank_first(accelerator):
-        rows = prepare_splits(_one(active, "data").load(), plan.data, task, seeds)
-        run.splits, fingerprints = encode_splits(rows, task, backbone)
-    check()
+    run.splits, fingerprints = ranks.one_rank_first(accelerator, lambda: build_data(run))
+    check_data_agrees(fingerprints, accelerator)
+    _check_all(accelerator, check)
     findings = judge_data(run)
     if run.hooks.sft_build_data is not None:
         for name, split in run.splits.items():
             run.hooks.sft_build_data(run=run, split=name, data=split)
     build_model(run)
-    check()
+    _check_all(accelerator, check)
     base_lr = build_optimizer(run, _one(active, "optimizer"))
-    precision = choose_precision(plan.train, accelerator)
     feed = build_feed(run)
     run.clock = make_clock(plan, feed)
     wrap(run)
@@ -121,7 +121,7 @@ def reopen(
     set_threads(plan.train)
     accelerator = make_accelerator(plan.train)
     seeds = derive_seeds(plan.seeds)
-    active = [Active(p, p.build()) for p in plan.components]
+    active = build_components(plan)
     backbone, task = _one(active, "backbone"), _one(active, "task")
     backbone.open(lambda _: str(folder / "model"))
     run = _new_run(plan, folder, accelerator, seeds, active)
@@ -138,6 +138,19 @@ def reopen(
     return Reopened(run, choose_precision(plan.train, accelerator))
 
 
+def build_components(plan: Plan) -> list[Active]:
+    """Construct the components in the order of the plan.
+
+    A component may have a method `check()`, which raises RecipeError for options that no annotation can
+    judge, such as the name of a class; it is called before any data is read.
+    """
+    active = [Active(p, p.build()) for p in plan.components]
+    for each in active:
+        if hasattr(each.component, "check"):
+            each.component.check()
+    return active
+
+
 def derive_seeds(settings: SeedSettings) -> Seeds:
     """Derive the seeds that the recipe does not give from the one that it does."""
 
@@ -148,35 +161,62 @@ def derive_seeds(settings: SeedSettings) -> Seeds:
     return Seeds(*(seed(name) for name in ("init", "order", "subset", "noise")))
 
 
-def check_ranks_agree(plan: Plan, accelerator: Accelerator) -> None:
-    """Compare recipe and plugins of all ranks.
+def check_ranks_agree(plan: Plan, accelerator: Accelerator, precision: str) -> None:
+    """Compare recipe, plugins, libraries and precision of all ranks.
 
     Raises:
-        RecipeError: two ranks run different recipes or plugin versions; on every rank.
+        RecipeError: two ranks do not run the same; on every rank.
     """
     if accelerator.num_processes == 1:
         return
-    from accelerate.utils import gather_object
-
-    own = [plan.recipe.to_toml()] + [
+    own = [*plan.recipe.to_toml().splitlines(), f"precision {precision}"]
+    own += [f"{name} {version}" for name, version in library_versions().items()]
+    own += [
         f"{p.key} = {p.entry.name} of {p.entry.distribution} {p.entry.version}"
         for p in plan.components
     ]
-    everyone = gather_object([own])
+    everyone = ranks.everyones(accelerator, own)
     for rank, other in enumerate(everyone):
         if other == everyone[0]:
             continue
-        here = sorted(set(everyone[0]) - set(other))
-        there = sorted(set(other) - set(everyone[0]))
+        here = "; ".join(sorted(set(everyone[0]) - set(other))) or "nothing more"
+        there = "; ".join(sorted(set(other) - set(everyone[0]))) or "nothing more"
         raise RecipeError(
             f"rank 0 and rank {rank} do not run the same: rank 0 has {here}, rank {rank} has {there}; "
-            "install the same plugins and use the same recipe on every machine"
+            "install the same versions and use the same recipe on every machine"
         )
 
 
-def one_rank_first(accelerator: Accelerator) -> contextlib.AbstractContextManager[Any]:
-    """Let one process of each machine fill the caches before the others read them."""
-    return cast("contextlib.AbstractContextManager[Any]", accelerator.local_main_process_first())
+def check_data_agrees(fingerprints: dict[str, str], accelerator: Accelerator) -> None:
+    """Compare the data of all ranks.
+
+    Raises:
+        DataError: two ranks read different rows; on every rank.
+    """
+    everyone = ranks.everyones(accelerator, fingerprints)
+    for rank, other in enumerate(everyone):
+        differing = [name for name in other if other[name] != everyone[0].get(name)]
+        if differing:
+            raise DataError(
+                f"rank 0 and rank {rank} read different rows of the {differing[0]} split: put the same "
+                "files on every machine"
+            )
+
+
+def _check_all(accelerator: Accelerator, check: Check) -> None:
+    with ranks.together(accelerator):
+        check()
+
+
+def build_data(run: Run) -> tuple[dict[str, Split], dict[str, str]]:
+    """Load, prepare and encode the recipe's data.
+
+    Returns:
+        The splits by name, and a content hash of each.
+    """
+    source = _one(run.active, "data")
+    rows = prepare_splits(source.load(), run.plan.data, run.task, run.seeds)
+    return encode_splits(rows, run.task, run.backbone)
 
 
 def encode_splits(
@@ -225,13 +265,14 @@ def build_model(run: Run) -> None:
 
 
 def _checkpoint_gradients(run: Run) -> None:
-    enable = getattr(run.model, "gradient_checkpointing_enable", None)
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # new, old
+    enable = next((getattr(run.model, n) for n in names if hasattr(run.model, n)), None)
     if enable is None:
         raise RecipeError(
             f"`train.gradient_checkpointing`: {type(run.model).__name__} does not offer it; leave the "
             "key out and set a smaller `train.micro_batch_size`"
         )
-    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    enable()
 
 
 def check_layer_groups(run: Run) -> None:

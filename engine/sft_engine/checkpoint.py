@@ -15,9 +15,10 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,14 +28,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from sft_engine import sharding
-from sft_engine.errors import CheckpointError, OutputError
+from sft_engine import ranks, sharding
+from sft_engine.errors import CheckpointError, DivergedError, OutputError
+from sft_engine.records import sweep
+from sft_engine.sentences import reason_of
 from sft_engine.state import clone, digest, pack, separate_aliases, unpack
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sft_engine.flow import Run
+    from sft_engine.flow import Active, Run
 
 FORMAT = 1
 _MODEL, _TRAINING, _STATE = "model.safetensors", "training.safetensors", "state.json"
@@ -45,12 +48,14 @@ _MODEL, _TRAINING, _STATE = "model.safetensors", "training.safetensors", "state.
 
 def capture(run: Run) -> dict[str, Any]:
     """Return the whole state of a run as nested references (collective under FSDP)."""
+    sharding.share_buffers(run)
     model, optimizer = sharding.state_of(run)
+    stateful = [active for active in run.active if _is_stateful(active.component)]
     return {
         "position": run.clock.position,
         "stop": run.control.stop,
         "metrics": run.metrics,
-        "components": {a.key: _component_state(a) for a in run.active if _is_stateful(a.component)},
+        "components": {active.key: _component_state(run, active) for active in stateful},
         "generators": _generators(run),
         "optimizer": optimizer,
         "model": model,
@@ -67,13 +72,35 @@ def restore(run: Run, state: dict[str, Any], *, generators: bool = True) -> None
     sharding.load_state(run, state["model"], state["optimizer"])
     for active in run.active:
         if active.key in state["components"]:
-            active.component.load_state_dict(state["components"][active.key]["state"])
+            active.component.load_state_dict(_own_state(run, state["components"][active.key]))
     for name, value in state["position"].items():
         setattr(run.clock, name, value)
     run.control.stop = state["stop"]
     run.metrics = state["metrics"]
     if generators:
         _set_generators(run, state["generators"])
+
+
+def require_finite(run: Run, model: Mapping[str, Tensor] | None = None) -> None:
+    """Refuse weights that are not finite: a step may overflow though its gradient did not.
+
+    Args:
+        run: The run.
+        model: Its whole weights, if they are at hand (collective under FSDP otherwise).
+
+    Raises:
+        DivergedError: a parameter is not finite.
+    """
+    model = sharding.state_of(run)[0] if model is None else model
+    names = [name for name, _ in run.model.named_parameters() if model[name].is_floating_point()]
+    norms = torch._foreach_norm([model[name].detach() for name in names])  # noqa: SLF001
+    bad = [name for name, norm in zip(names, norms, strict=True) if not norm.isfinite()]
+    if bad:
+        raise DivergedError(
+            f"the weights are no longer finite after step {run.clock.step} (`{bad[0]}` is the first of "
+            f"{len(bad)}): lower `optimizer.lr`, or raise `schedule.warmup`; the newest checkpoint is "
+            "from before"
+        )
 
 
 def fingerprint(run: Run) -> str:
@@ -86,13 +113,26 @@ def _is_stateful(component: Any) -> bool:
     return hasattr(component, "state_dict") and hasattr(component, "load_state_dict")
 
 
-def _component_state(active: Any) -> dict[str, Any]:
+def _component_state(run: Run, active: Active) -> dict[str, Any]:
+    """Return a component's state; that of every rank where they differ, as counters of batches do."""
     entry = active.planned.entry
-    return {
-        "name": entry.name,
-        "version": entry.version,
-        "state": active.component.state_dict(),
-    }
+    state, sharded = sharding.whole_state(active.component.state_dict())
+    saved = {"name": entry.name, "version": entry.version, "state": state}
+    if sharded:
+        saved["sharded"] = sharded
+    several = run.accelerator.num_processes > 1
+    if several and len(set(ranks.everyones(run.accelerator, digest(state)))) > 1:
+        saved["ranks"] = ranks.everyones(run.accelerator, state)
+        saved["state"] = saved["ranks"][0]
+    return saved
+
+
+def _own_state(run: Run, saved: dict[str, Any]) -> Any:
+    """Return what this rank saved; what rank 0 did if there were more or fewer of them."""
+    own = saved.get("ranks", [])
+    same = len(own) == run.accelerator.num_processes
+    state = own[run.accelerator.process_index] if same else saved["state"]
+    return sharding.shard_state(run, state, saved.get("sharded", []))
 
 
 def _check_components(run: Run, saved: dict[str, Any]) -> None:
@@ -113,11 +153,7 @@ def _generators(run: Run) -> list[Any]:
     }
     if run.device.type == "cuda":
         own["device"] = torch.cuda.get_rng_state(run.device)
-    if run.accelerator.num_processes == 1:
-        return [own]
-    from accelerate.utils import gather_object
-
-    return list(gather_object([own]))
+    return ranks.everyones(run.accelerator, own)
 
 
 def _set_generators(run: Run, generators: list[Any]) -> None:
@@ -146,6 +182,7 @@ class Keeper:
         extra: JSON values saved beside the state, such as the best metric so far.
         snapshot: State that a component may roll back to; kept in memory and in checkpoints.
         notice: Called with a sentence when a damaged checkpoint is passed over.
+        current: Step of the checkpoint that holds the run's state, if it was just saved or read.
     """
 
     folder: Path
@@ -153,6 +190,7 @@ class Keeper:
     extra: dict[str, Any] = field(default_factory=dict)
     snapshot: dict[str, Any] | None = None
     notice: Callable[[str], None] = print
+    current: int = -1
 
     def path(self, step: int) -> Path:
         """Return the folder of the checkpoint of a step."""
@@ -162,28 +200,31 @@ class Keeper:
         """Save the run; rank 0 writes, all ranks learn whether it worked.
 
         Raises:
+            DivergedError: a weight is not finite.
             OutputError: the folder cannot be written, on any rank's account.
         """
+        if self.current == run.clock.step:
+            # A signal right after a save: replacing it would leave nothing for a moment.
+            return
         state = capture(run)
-        problem = ""
-        if run.is_main:
-            try:
-                self._write(run.clock.step, state)
-                self._retire()
-            except OSError as error:
-                problem = self._explain(error)
-        if run.accelerator.num_processes > 1:
-            from accelerate.utils import broadcast_object_list
+        require_finite(run, state["model"])
+        with ranks.together(run.accelerator):
+            if run.is_main:
+                self._write_and_retire(run.clock.step, state)
+        self.current = run.clock.step
 
-            problem = broadcast_object_list([problem])[0]
-        if problem:
-            raise OutputError(problem)
+    def _write_and_retire(self, step: int, state: dict[str, Any]) -> None:
+        try:
+            self._write(step, state)
+            self._retire()
+        except OSError as error:
+            raise OutputError(self._explain(step, error)) from error
 
     def _write(self, step: int, state: dict[str, Any]) -> None:
         final = self.path(step)
         temporary = self.folder / f".tmp-{final.name}-{os.getpid()}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.sweep()
+        sweep(self.folder)
         temporary.mkdir()
         try:
             _write_files(temporary, state, self.extra, self.snapshot)
@@ -195,19 +236,13 @@ class Keeper:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
 
-    def _explain(self, error: OSError) -> str:
-        free = shutil.disk_usage(self.folder if self.folder.exists() else self.folder.parent).free
-        why = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+    def _explain(self, step: int, error: OSError) -> str:
+        steps = self.steps()
+        start = f"the checkpoint of step {steps[-1]}" if steps else "the beginning"
         return (
-            f"cannot write a checkpoint in {self.folder}: {why} ({free / 2**20:.0f} MiB free); make "
-            "room or choose another folder with --output, then `sft-engine resume` goes on from the "
-            "newest complete checkpoint"
+            f"cannot write the checkpoint of step {step} in {self.folder}: {reason_of(error)}, then "
+            f"`sft-engine resume {self.folder.parent}` goes on from {start}"
         )
-
-    def sweep(self) -> None:
-        """Delete what a killed process left half-written or half-deleted."""
-        for leftover in [*self.folder.glob(".tmp-*"), *self.folder.glob(".del-*")]:
-            shutil.rmtree(leftover, ignore_errors=True)
 
     def _retire(self) -> None:
         best = self.extra.get("best", {}).get("step")
@@ -290,8 +325,14 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file({name: tensor.cpu() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:
-        full = "No space left" in str(error) or "os error 28" in str(error)
-        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+        raise as_os_error(error) from error
+
+
+def as_os_error(error: SafetensorError) -> OSError:
+    """Turn an error of the safetensors library into one that says what the system said."""
+    found = re.search(r"os error (\d+)", str(error))
+    number = int(found[1]) if found else errno.EIO
+    return OSError(number, os.strerror(number) if found else str(error))
 
 
 def _seal(path: Path) -> dict[str, int]:

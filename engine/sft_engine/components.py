@@ -2,7 +2,8 @@
 
 A component is a plain class. Its constructor takes options only (values that TOML can write) and does
 nothing heavy; the engine calls the methods below when it needs them. Any component may implement hooks
-too, and `state_dict`/`load_state_dict` if it has state that a resumed run needs.
+too; `state_dict`/`load_state_dict` if it has state that a resumed run needs; and `check()`, called before
+any data is read, to raise RecipeError for options that no annotation can judge.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ class Examples(Protocol):
     """Encoded examples that can be fetched whole.
 
     An implementation may add `take(ids) -> dict[str, Tensor]`, which returns the collated tensors of a
-    micro-batch (inputs and targets) directly, and `lengths`, an integer array used for buckets.
+    micro-batch (inputs and targets) directly; `lengths`, an integer array used for buckets; and for the
+    preflight `truncated` and `supervised`, arrays of flags, and `unknown_share`, of its tokens.
     """
 
     def __len__(self) -> int: ...
@@ -114,6 +116,9 @@ class DataSource(Protocol):
 
 class Task(Protocol):
     """Kind `task`: what is learned, independent of the backbone.
+
+    An implementation may add `strata(rows) -> array or None`, a class code for each raw row, so that
+    splits and subsets keep the shares of the classes.
 
     Attributes:
         inputs: Roles of input columns, `{"text": True, "text_pair": False}`; True means required.

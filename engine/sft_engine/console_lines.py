@@ -22,8 +22,9 @@ def first_line(run: Run, precision: str) -> str:
     name = recipe.path.name if recipe.path else recipe.name
     processes, threads = run.accelerator.num_processes, torch.get_num_threads()
     each = " each" if processes > 1 else ""
+    sharded = " (FSDP)" if processes > 1 and run.skeleton is not None else ""
     return (
-        f"sft-engine {_version()}: {name} on {processes} process{'es' if processes > 1 else ''}, "
+        f"sft-engine {_version()}: {name} on {processes} process{'es' if processes > 1 else ''}{sharded}, "
         f"{run.device}, {precision}, {threads} thread{'s' if threads > 1 else ''}{each}"
     )
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sft_engine.errors import RecipeError
+from sft_engine import launch, sharding
+from sft_engine.errors import OutOfMemoryError, RecipeError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
     from sft_engine.flow import Run
     from sft_engine.settings import TrainSettings
 
+SMALLEST_SCALE = 1e-4
+"""Loss scale of fp16 below which it is not the scale that makes gradients overflow (as fairseq)."""
+
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_HALF = frozenset(_DTYPES.values())
 
 
 @dataclass
@@ -48,18 +53,40 @@ class Precision:
             return contextlib.nullcontext()
         return torch.autocast(self.device_type, _DTYPES[self.name])
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Run the backward pass, scaled where fp16 needs it."""
-        scaled: Any = loss if self.scaler is None else self.scaler.scale(loss)
-        scaled.backward()
+    def backward(self, parts: list[tuple[torch.Tensor, float]]) -> None:
+        """Run the backward pass of a sum of scalars times factors, scaled where fp16 needs it.
+
+        The factors are where the pass begins: as exact as multiplying first, and less work.
+        """
+        learned = [(value, factor) for value, factor in parts if value.requires_grad]
+        values = [value.float() if value.dtype in _HALF else value for value, _ in learned]
+        seeds = [v.new_full((), factor) for v, (_, factor) in zip(values, learned, strict=True)]
+        if self.scaler is not None:
+            seeds = [self.scaler.scale(seed) for seed in seeds]
+        torch.autograd.backward(values, seeds)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the optimizer's step, unless fp16 gradients overflowed."""
         if self.scaler is None:
-            optimizer.step()
+            plain_step(optimizer)
         else:
             self.scaler.step(optimizer)
             self.scaler.update()
+
+    def skip(self) -> None:
+        """Leave a step out: the next window is scaled and unscaled anew."""
+        if self.scaler is not None:
+            self.scaler.update()
+
+    def may_recover(self) -> bool:
+        """Say whether a gradient that is not finite may be an overflow that a lower scale heals."""
+        return self.scaler is not None and self.scaler.get_scale() >= SMALLEST_SCALE
+
+    def remark(self) -> str:
+        """Say what fp16 has to do with a gradient that is not finite."""
+        return (
+            "" if self.scaler is None else f" even at a loss scale of {self.scaler.get_scale():g}"
+        )
 
     def unscale_again(self, parameters: list[torch.nn.Parameter]) -> None:
         """Unscale gradients that were computed after the window's own `unscale_`."""
@@ -68,13 +95,32 @@ class Precision:
         torch._foreach_mul_(grads, 1.0 / self.scaler.get_scale())
 
 
+def plain_step(optimizer: torch.optim.Optimizer) -> None:
+    """Take an optimizer's step without torch's wrapper for profiles and hooks, unless it has hooks.
+
+    The wrapper takes longer than the fused step of a small model.
+    """
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks  # noqa: SLF001
+    inner = getattr(type(optimizer).step, "__wrapped__", None)
+    if hooks or inner is None or "step" in vars(optimizer):
+        optimizer.step()
+    else:
+        inner(optimizer)
+
+
 def choose_precision(settings: TrainSettings, accelerator: Accelerator) -> Precision:
-    """Resolve `train.precision`; `auto` takes bf16 where the processor computes in it."""
-    device, name = accelerator.device, settings.precision
+    """Resolve `train.precision`; `auto` takes bf16 where the processor computes in it.
+
+    Raises:
+        RecipeError: fp16 with sharded parameters, whose overflow one rank alone would see.
+    """
+    device, name = accelerator.device, launch.precision(settings)
+    sharded = sharding.is_sharded(accelerator)
     if name == "auto":
         name = "bf16" if computes_bf16(device) else "fp32"
+    if name == "fp16" and sharded:
+        raise RecipeError("`train.precision`: found fp16, with FSDP allowed: bf16, fp32")
     scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
-    sharded = str(accelerator.distributed_type).endswith("FSDP")
     return Precision(name, device.type, scaler, sharded, accelerator)
 
 
@@ -93,18 +139,22 @@ def make_accelerator(settings: TrainSettings) -> Accelerator:
     """Start Accelerate on the device of the recipe, in the process group of the launcher.
 
     Raises:
-        RecipeError: `train.device` is not there.
+        RecipeError: `train.device` is not there, or the launcher asks for what the loop cannot do.
     """
+    launch.refuse_unsupported()
     from accelerate import Accelerator
 
     wanted = settings.device
     cpu = wanted == "cpu" or (wanted == "auto" and not torch.accelerator.is_available())
-    accelerator = Accelerator(cpu=cpu)
+    # Autocast and compilation are our own; the launcher's would patch `model.forward` on top.
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no", dynamo_backend="no")
     if wanted not in ("auto", accelerator.device.type, str(accelerator.device)):
         raise RecipeError(
             f"`train.device`: found {wanted!r}, this machine offers {accelerator.device.type!r}: "
             "write `auto` or leave the key out"
         )
+    if launch.wants_sharding() and accelerator.num_processes > 1:
+        sharding.switch_on(accelerator)
     return accelerator
 
 
@@ -130,9 +180,15 @@ def seed_noise(device: torch.device, key: int) -> None:
 
 
 @contextlib.contextmanager
-def own_generators(key: int) -> Iterator[None]:
-    """Seed the global generators of python, numpy and torch, and give the caller's back at the end."""
+def own_state(key: int) -> Iterator[None]:
+    """Seed the global generators of python, numpy and torch; at the end give the caller's back.
+
+    So are the number of torch's threads and its determinism, which a recipe may set.
+    """
     python, numbers, own = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002 (components may draw from it)
     torch.default_generator.manual_seed(key & (2**63 - 1))
@@ -142,37 +198,81 @@ def own_generators(key: int) -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numbers)  # noqa: NPY002
         torch.set_rng_state(own)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
-def wrap(run: Run) -> None:
+def wrap(run: Run, *, unused: bool = False) -> None:
     """Wrap the run's model for its process group, dropping an earlier wrapper.
 
-    `find_unused_parameters` is on only where a component declares that it needs it.
+    Args:
+        run: The run.
+        unused: Some trainable parameters may get no gradient; a component that knows that its own
+            will not declares it, and need not be asked.
     """
+    run.trainable = [p.requires_grad for p in run.model.parameters()]
+    accelerator = run.accelerator
+    if sharding.is_sharded(accelerator):
+        # FSDP reads `requires_grad` anew in every step: a sharded model stays as it is.
+        if not sharding.is_wrapped(run):
+            run.wrapped = _compiled(run, sharding.shard(run))
+    elif accelerator.num_processes == 1:
+        run.wrapped = _compiled(run, run.model)
+    else:
+        run.wrapped = _data_parallel(run, unused=unused)
+
+
+def _data_parallel(run: Run, *, unused: bool) -> torch.nn.Module:
     from accelerate import DistributedDataParallelKwargs
 
-    accelerator, compiled = run.accelerator, run.plan.train.compile
+    accelerator = run.accelerator
     for stale in (run.wrapped, run.model):
         # Accelerate keeps what it prepared; a stale wrapper would be saved, synchronized and kept.
         kept = [m for m in accelerator._models if m is not stale]  # noqa: SLF001
         accelerator._models = kept  # noqa: SLF001
-    unused = any(
+    unused = unused or any(
         getattr(getattr(a.component, "capabilities", None), "unused_parameters", False)
         for a in run.active
     )
     accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused)
-    model: torch.nn.Module = run.model
-    if compiled:
-        model = torch.compile(model)  # type: ignore[assignment]
-    if accelerator.num_processes == 1:
-        run.wrapped = model
-    else:
-        run.wrapped = accelerator.prepare_model(model)
+    wrapped: torch.nn.Module = accelerator.prepare_model(_compiled(run, run.model))
+    return wrapped
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def _compiled(run: Run, model: torch.nn.Module) -> torch.nn.Module:
+    return torch.compile(model) if run.plan.train.compile else model  # type: ignore[return-value]
+
+
+def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     """Recognise a lack of memory on any device."""
     text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or (
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         "can't allocate memory" in text or "out of memory" in text
     )
+
+
+@contextlib.contextmanager
+def enough_memory(advice: str) -> Iterator[None]:
+    """Turn a lack of memory that no smaller batch has cured into a sentence.
+
+    Args:
+        advice: What to do about it, as the end of the sentence.
+
+    Raises:
+        OutOfMemoryError: the part that ran needs more memory than there is.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        message = str(error).partition("\n")[0] or type(error).__name__
+        raise OutOfMemoryError(f"the memory does not suffice ({message}): {advice}") from error
+
+
+def release_memory(device: torch.device) -> None:
+    """Give what a failed attempt held back to the device, which caches it; host memory is free already."""
+    if device.type != "cpu":
+        from accelerate.utils.memory import clear_device_cache
+
+        clear_device_cache(garbage_collection=True)

@@ -10,6 +10,8 @@ class SftError(Exception):
     """A problem that the user can act on: shown as a sentence, never as a traceback."""
 
     exit_code = 1
+    elsewhere = False
+    """Whether another process of the run failed, which says so itself."""
 
 
 class RecipeError(SftError):
@@ -34,6 +36,10 @@ class Interrupted(SftError):
     """A signal stopped the run; a complete checkpoint was written, `resume` goes on from it."""
 
     exit_code = 75
+
+
+class OutOfMemoryError(SftError):
+    """The memory does not suffice, not even for one example at a time."""
 
 
 class OutputError(SftError):

@@ -6,7 +6,7 @@ The loader is not given to Accelerate to shard: every rank takes its own share o
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,8 @@ class Feed:
         """Fetch one window: as many micro-batches on every rank, on the host."""
         ids = self.windows(epoch)[index]
         shares = order.shares(ids, self.rank, self.world, self.micro_batch_size)
-        return [self._micro_batch(share, epoch, stand_in=ids[:1]) for share in shares]
+        # Two stand in for an empty share: batch norm cannot train on one example.
+        return [self._micro_batch(share, epoch, stand_in=ids[:2]) for share in shares]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Window]:
         """Yield the windows of an epoch from the one with index `start`."""
@@ -150,10 +151,9 @@ def evaluation_batches(
     backbone: Backbone,
     view: View,
     batch_size: int,
-    rank: int = 0,
-    world: int = 1,
+    starts: Iterable[int],
 ) -> Iterator[Batch]:
-    """Yield this rank's share of a split, each example exactly once over all ranks.
+    """Yield the batches of a split that begin at `starts`, multiples of the batch size.
 
     Batches are made of examples of similar length, longest first, so that a lack of memory shows at
     once. The draws of a view's transform depend on the view's name and the example alone: they are
@@ -165,7 +165,7 @@ def evaluation_batches(
         ids = np.argsort(-np.asarray(lengths), kind="stable")
     transforms = [] if view.transform is None else [view.transform]
     key = order.name_key(view.name)
-    for start in range(rank * batch_size, len(ids), world * batch_size):
+    for start in starts:
         chosen = ids[start : start + batch_size].tolist()
         batch = fetch(split, task, backbone, chosen, (key,), transforms)
         batch.units = task.units(batch)
@@ -193,11 +193,11 @@ def _prefetched(feed: Feed, epoch: int, start: int) -> Iterator[Window]:
         worker_init_fn=_ignore_signals,
     )
     # A worker that is still starting must not die of a signal to the group: it inherits the mask.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         batches = iter(loader)
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     yield from batches
 
 

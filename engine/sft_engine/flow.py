@@ -239,6 +239,8 @@ class Run:
         control: Requests of components.
         metrics: The latest metrics by `SPLIT/NAME`.
         evaluating: The split that is being evaluated; empty otherwise.
+        trainable: Which parameters required gradients when the model was last wrapped.
+        skeleton: The model without weights, to save it with; None unless parameters are sharded.
         record: Write a record to metrics.jsonl and the trackers (rank 0 writes, all may call).
         forward: Run the wrapped model on a batch's inputs inside autocast.
         forward_backward: Run one inner step on a batch, adding to the gradients.
@@ -264,6 +266,8 @@ class Run:
     control: Control = field(default_factory=Control)
     metrics: dict[str, float] = field(default_factory=dict)
     evaluating: str = ""
+    trainable: list[bool] = field(default_factory=list)
+    skeleton: nn.Module | None = None
     record: Callable[[dict[str, Any]], None] = field(default=None)  # type: ignore[assignment]
     forward: Callable[[Batch], Any] = field(default=None)  # type: ignore[assignment]
     forward_backward: Callable[[Batch], None] = field(default=None)  # type: ignore[assignment]

@@ -53,8 +53,9 @@ def sft_check_recipe(recipe: Recipe) -> Iterable[Problem]:  # type: ignore[empty
 def sft_cli(group: click.Group) -> None:
     """Add verbs to the command line with `group.add_command`.
 
-    When: `sft-engine` starts. Ranks: all. May change: the click group. Import nothing heavy outside
-    the command's own function.
+    When: a verb is asked for that the engine does not have, and by `sft-engine plugins`, which lists
+    them. Ranks: all. May change: the click group. Import nothing heavy outside the command's own
+    function. The engine's own verbs cannot be replaced.
     """
 
 

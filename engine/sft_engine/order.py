@@ -60,7 +60,8 @@ def draw(weights: NDArray[np.float64], n: int, seed: int, epoch: int) -> Ids:
     uniform = random_bits(n, mix(seed, epoch, 1)) / 2.0**64
     cumulative = np.cumsum(weights)
     ids = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
-    return np.minimum(ids, len(weights) - 1).astype(np.int64)
+    within: Ids = np.minimum(ids, len(weights) - 1).astype(np.int64)
+    return within
 
 
 def windows(

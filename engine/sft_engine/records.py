@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_engine.errors import OutputError
+from sft_engine import launch
+from sft_engine.errors import Interrupted, OutputError
+from sft_engine.sentences import reason_of
 
 if TYPE_CHECKING:
     from sft_engine.flow import Run
@@ -69,18 +73,27 @@ class Recorder:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append a JSON line; NaN is written as NaN.
+    """Append a JSON line, whole or not at all; NaN is written as NaN.
 
     Raises:
         OutputError: the file cannot be written.
     """
+    size = path.stat().st_size if path.exists() else 0
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
     except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}; make room, then `sft-engine resume`"
-        ) from error
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    """Say why a file of a run folder cannot be written."""
+    return OutputError(
+        f"cannot write {path}: {reason_of(error)}, then `sft-engine resume`, or `run` again if the run "
+        "had not begun"
+    )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -92,19 +105,84 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all.
+def write_text(path: Path, text: str | Iterable[str]) -> None:
+    """Write a text file, given at once or in pieces, whole or not at all.
 
     Raises:
         OutputError: the file cannot be written.
     """
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        path.parent.mkdir(exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines([text] if isinstance(text, str) else text)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a killed process left half-written or half-deleted in a folder."""
+    remove([*folder.glob(".tmp-*"), *folder.glob(".del-*")])
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Delete files and folders as far as that is possible."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def update_json(path: Path, changes: dict[str, Any]) -> None:
+    """Change keys of a JSON file, whole or not at all.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), **changes})
+
+
+@contextlib.contextmanager
+def recorded_end(folder: Path) -> Iterator[None]:
+    """Write in run.json how a run ended: torchrun returns 1 whatever its processes return.
+
+    `status` is `done`, `interrupted` or `failed`, beside `exit_code`, `error` and `message`; it stays
+    `running` if the process was killed.
+    """
+    try:
+        yield
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, Interrupted) else "failed"
+        code = getattr(error, "exit_code", 1)
+        _write_end(folder, status, code, type(error).__name__, str(error))
+        raise
+    _write_end(folder, "done", 0, "", "")
+
+
+def _write_end(folder: Path, status: str, code: int, error: str, message: str) -> None:
+    path = folder / "run.json"
+    end = {"status": status, "exit_code": code, "error": error, "message": message}
+    # The disk may be full: what ended the run is what the user has to hear.
+    with contextlib.suppress(OutputError, OSError, ValueError):
+        if launch.rank() == 0 and path.exists():
+            update_json(path, end)
+
+
+def failure_of_main(folder: Path) -> dict[str, Any] | None:
+    """Return what rank 0 wrote about its failure, as `ranks.report_of` does; None if it did not fail."""
+    try:
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if run.get("status") not in ("failed", "interrupted"):
+        return None
+    return {"rank": 0, "type": run["error"], "message": run["message"], "notes": []}
 
 
 def provenance(run: Run, precision: str, fingerprints: dict[str, str]) -> dict[str, Any]:
@@ -117,7 +195,7 @@ def provenance(run: Run, precision: str, fingerprints: dict[str, str]) -> dict[s
         if a.planned.entry.distribution != "sft-engine"
     }
     return {
-        "libraries": {name: _version(name) for name in LIBRARIES if _version(name)},
+        "libraries": library_versions(),
         "plugins": plugins,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -133,6 +211,11 @@ def provenance(run: Run, precision: str, fingerprints: dict[str, str]) -> dict[s
         "layer_groups": {g.name: len(g.parameters) for g in run.layer_groups},
         "command": sys.argv,
     }
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the engine and of the libraries that decide a run's numbers."""
+    return {name: _version(name) for name in LIBRARIES if _version(name)}
 
 
 def _version(name: str) -> str:

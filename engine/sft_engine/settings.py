@@ -100,9 +100,10 @@ class DataSettings:
     Args:
         columns: Role to column, such as `{text = "review", label = "stars"}`.
         label_names: Class names in the order of their ids; empty means sorted as found in training.
-        splits: Name in the source of `train`, `validation` and `test`, where it differs.
-        validation: Share (below 1) or number of training examples to hold out for validation where
-            the source has no such split; 0 for none.
+        splits: Name in the source of `train`, `validation` and `test`, where it differs; empty text
+            leaves a split out.
+        validation: Share (below 1) of all training examples, or their number, to hold out for
+            validation where the source has no such split; 0 for none.
         test: The same for the test split; drawn before the validation split.
         split_seed: Seed of those draws alone, so that every run of a study sees the same test split.
         stratify: Keep class shares equal in splits and subsets where the task has classes.

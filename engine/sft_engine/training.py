@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
-import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sft_engine import sharding
+from safetensors import SafetensorError
+
+from sft_engine import launch, ranks, sharding
 from sft_engine.assemble import Assembled, assemble, derive_seeds
-from sft_engine.checkpoint import Keeper, fingerprint, restore
-from sft_engine.devices import own_generators, wrap
-from sft_engine.errors import OutputError, RecipeError
+from sft_engine.checkpoint import Keeper, as_os_error, fingerprint, require_finite, restore
+from sft_engine.devices import enough_memory, own_state, wrap
+from sft_engine.dispatch import note_component
+from sft_engine.errors import Interrupted, OutputError, RecipeError
 from sft_engine.evaluation import Evaluated, evaluate
 from sft_engine.interruption import Signals
 from sft_engine.loop import Loop
 from sft_engine.metrics import direction_of
-from sft_engine.dispatch import note_component
-from sft_engine.records import Recorder, append_line, provenance, write_json, write_text
+from sft_engine.records import (
+    Recorder,
+    cannot_write,
+    failure_of_main,
+    provenance,
+    recorded_end,
+    remove,
+    sweep,
+    update_json,
+    write_json,
+    write_text,
+)
+from sft_engine.sentences import reason_of
 
 if TYPE_CHECKING:
     from sft_engine.catalog import Plan
     from sft_engine.dispatch import Monitor
     from sft_engine.flow import Run
+
+
+_LESS_MEMORY = (
+    "set a smaller `train.micro_batch_size` or `evaluation.batch_size`, or take a smaller backbone; what "
+    "was saved can be resumed"
+)
 
 
 class Progress(Protocol):
@@ -90,6 +112,7 @@ def train(
     progress: Progress | None = None,
     stop_after: int = -1,
     monitor: Monitor | None = None,
+    signals: Signals | None = None,
 ) -> Outcome:
     """Carry out a plan.
 
@@ -100,14 +123,22 @@ def train(
         progress: Shows the run; None shows nothing.
         stop_after: Interrupt, as a signal would, before the step with this index.
         monitor: Called around each hook of each component.
+        signals: Open already, so that none was missed while libraries were imported.
 
     Raises:
         SftError: whatever stopped the run, as one sentence.
     """
     progress = progress or Silent()
-    with Signals() as signals, own_generators(derive_seeds(plan.seeds).noise):
-        built = assemble(plan, folder, signals.check, monitor)
-        session = Session(built, progress, signals, stop_after)
+    with (
+        contextlib.nullcontext(signals) if signals else Signals() as received,
+        own_state(derive_seeds(plan.seeds).noise),
+        recorded_end(folder),
+        ranks.shared_end(lambda: failure_of_main(folder)),
+        enough_memory(_LESS_MEMORY),
+    ):
+        received.check()
+        built = assemble(plan, folder, received.check, monitor)
+        session = Session(built, progress, received, stop_after)
         error: BaseException | None = None
         try:
             session.begin(resume=resume)
@@ -120,6 +151,7 @@ def train(
             if built.run.hooks.sft_teardown is not None:
                 for failure in built.run.hooks.sft_teardown(run=built.run, error=error):
                     progress.say(f"while ending: {failure}")
+            session.take_back()
             progress.close()
 
 
@@ -141,26 +173,58 @@ class Session:
         )
         self.best_metric = best_metric(run)
         self.began = time.perf_counter()
+        self.found: set[Path] | None = None
+        self.room = 0  # examples of an evaluation batch, once memory did not suffice for more
 
     # --- before ----------------------------------------------------------------------------------
 
     def begin(self, *, resume: bool) -> None:
         """Write or reopen the run folder, restore, and let components attach."""
         run = self.run
-        if not resume and run.is_main:
-            self._write_folder()
-        run.accelerator.wait_for_everyone()
+        again = resume
+        with ranks.together(run.accelerator):
+            if run.is_main:
+                again = self._open_folder(resume=resume)
+        again = ranks.from_main(run.accelerator, again)
         run.record = self.recorder
         self.progress.start(run, self.built.precision.name)
-        if resume:
+        for sentence in launch.notices(run.plan.train, run.accelerator.num_processes):
+            self._notice(sentence)
+        if again:
             self._restore()
         else:
+            if resume:
+                self.progress.say("there is no checkpoint yet: the run begins anew")
             for finding in self.built.findings:
                 run.record(
                     {"kind": "preflight", "level": finding.level, "message": finding.message}
                 )
         if run.hooks.sft_setup is not None:
             run.hooks.sft_setup(run=run)
+        self.found = None
+
+    def take_back(self) -> None:
+        """Delete what a run has written that failed before it had begun."""
+        if self.found is None or not self.run.is_main:
+            return
+        folder = self.run.folder
+        remove(set(folder.iterdir()) - self.found if folder.exists() else ())
+        if folder not in self.found:
+            remove([folder])
+
+    def _open_folder(self, *, resume: bool) -> bool:
+        """Write the run folder, or clean up one that is there; return whether it has checkpoints."""
+        folder = self.run.folder
+        if not resume:
+            self.found = {folder, *folder.iterdir()} if folder.exists() else set()
+        for part in (folder, folder / "predictions", self.keeper.folder):
+            sweep(part)
+        if not resume or not self.keeper.steps():
+            self.recorder.cut(0)
+            self._write_folder()
+            return False
+        update_json(folder / "run.json", {"status": "running"})
+        return True
 
     def _write_folder(self) -> None:
         run = self.run
@@ -168,30 +232,66 @@ class Session:
             run.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(
-                f"cannot create the run folder {run.folder}: {error.strerror or error}; choose another "
-                "one with --output"
+                f"cannot create the run folder {run.folder}: {reason_of(error)}, or choose another one "
+                "with --output"
             ) from error
         write_text(run.folder / "recipe.toml", run.plan.resolved().to_toml())
         write_json(
             run.folder / "run.json",
             {
+                "recipe": self._recipe_name(),
                 **provenance(run, self.built.precision.name, self.built.fingerprints),
                 "label_names": list(run.task.head.names),
+                "status": "running",
             },
         )
 
+    def _recipe_name(self) -> str:
+        """Return the name of the file that the run was started with, on resume too."""
+        path = self.run.folder / "run.json"
+        if path.exists():
+            return str(json.loads(path.read_text(encoding="utf-8"))["recipe"])
+        own = self.run.plan.recipe.path
+        return own.name if own else "recipe.toml"
+
     def _restore(self) -> None:
         run = self.run
-        state = self.keeper.newest()
+        state = self._read_newest()
         extra = state.pop("extra")
         self.keeper.snapshot = state.pop("snapshot")
         self.recorder.cut(extra.pop("metrics_bytes"))
-        self.built.feed.micro_batch_size = extra.pop("micro_batch_size")
+        # Smaller than the recipe's after a lack of memory, larger if more processes share the work now.
+        feed, size = self.built.feed, extra.pop("micro_batch_size")
+        feed.micro_batch_size = min(feed.micro_batch_size, size)
+        scaler = extra.pop("scaler", None)
+        if self.built.precision.scaler is not None and scaler is not None:
+            self.built.precision.scaler.load_state_dict(scaler)
         self.keeper.extra = extra
         restore(run, state)
+        self.keeper.current = run.clock.step
+        before, now = len(state["generators"]), run.accelerator.num_processes
+        if before != now:
+            self.notices.append(
+                f"the checkpoint is of {before} process{'es' if before > 1 else ''}, this run has {now}: "
+                "it goes on from the same weights and order, but not bit for bit"
+            )
         for sentence in self.notices:
-            run.record({"kind": "notice", "step": run.clock.step, "message": sentence})
+            self._notice(sentence)
         self.progress.say(f"resumed from step {run.clock.step} of {run.clock.total_steps}")
+
+    def _read_newest(self) -> dict[str, Any]:
+        """Read the newest checkpoint that rank 0 finds complete, on every rank."""
+        run = self.run
+        state: dict[str, Any] = {}
+        with ranks.together(run.accelerator):
+            if run.is_main:
+                state = self.keeper.newest()
+        step: int = ranks.from_main(run.accelerator, state["position"]["step"] if state else 0)
+        with ranks.together(run.accelerator):
+            return state or self.keeper.read(step)
+
+    def _notice(self, sentence: str) -> None:
+        self.run.record({"kind": "notice", "step": self.run.clock.step, "message": sentence})
 
     # --- during ----------------------------------------------------------------------------------
 
@@ -199,6 +299,9 @@ class Session:
         """Train, select the best weights, evaluate them and write the results."""
         run = self.run
         reason = self.loop().train()
+        require_finite(run)
+        if any(ranks.everyones(run.accelerator, self.signals.received)) and self._is_saved():
+            raise Interrupted(self.signals.after_training())
         state = fingerprint(run)
         best = self.keeper.extra.get("best", {})
         if best and best["step"] != run.clock.step:
@@ -246,6 +349,8 @@ class Session:
     def _save(self) -> None:
         self.keeper.extra["metrics_bytes"] = self.recorder.size()
         self.keeper.extra["micro_batch_size"] = self.built.feed.micro_batch_size
+        if self.built.precision.scaler is not None:
+            self.keeper.extra["scaler"] = self.built.precision.scaler.state_dict()
         self.keeper.save(self.run)
 
     def _evaluate(self) -> None:
@@ -274,37 +379,59 @@ class Session:
         wanted = self.run.plan.checkpoint.direction
         return direction_of(self.best_metric) if wanted == "auto" else wanted
 
-    def _evaluate_split(self, name: str) -> list[Evaluated]:
+    def _evaluate_split(
+        self, name: str, check: Callable[[], None] = lambda: None
+    ) -> list[Evaluated]:
         settings = self.run.plan.evaluation
-        return evaluate(
+        wanted = settings.batch_size or 2 * self.built.feed.micro_batch_size
+        size = min(wanted, self.room or wanted)
+        results = evaluate(
             self.run,
             name,
             self.built.precision,
-            batch_size=settings.batch_size or 2 * self.built.feed.micro_batch_size,
+            batch_size=size,
             metrics=settings.metrics,
+            check=check,
         )
+        if results[-1].batch_size < size:
+            self.room = results[-1].batch_size
+        return results
 
     # --- after -----------------------------------------------------------------------------------
 
     def _load_best(self, step: int) -> None:
         run = self.run
-        run.accelerator.wait_for_everyone()
-        sharding.load_model(run, self.keeper.read(step)["model"])
+        with ranks.together(run.accelerator):
+            weights = self.keeper.read(step)["model"]
+        sharding.load_model(run, weights)
 
     def _final_evaluation(self) -> tuple[str, Evaluated | None]:
         run = self.run
         for name in ("test", "validation"):
             if name in run.splits and (name != "test" or run.plan.evaluation.test):
-                return name, self._evaluate_split(name)[0]
+                return name, self._evaluate_split(name, self._check_final)[0]
         return "", None
+
+    def _check_final(self) -> None:
+        """Leave the final evaluation at a signal, if a checkpoint is there to begin it again from."""
+        alone = self.run.accelerator.num_processes == 1  # other ranks would wait for this one
+        if self.signals.received and alone and self._is_saved():
+            raise Interrupted(self.signals.after_training())
+
+    def _is_saved(self) -> bool:
+        return self.keeper.current == self.run.clock.step
 
     def _write_results(self, outcome: Outcome, final: Evaluated | None) -> None:
         run = self.run
         weights = sharding.whole_model(run)
-        if not run.is_main:
-            return
+        with ranks.together(run.accelerator):
+            if run.is_main:
+                self._write_on_main(outcome, final, weights)
+
+    def _write_on_main(self, outcome: Outcome, final: Evaluated | None, weights: Any) -> None:
+        run = self.run
         report: dict[str, Any] = {
-            "recipe": run.plan.recipe.path.name if run.plan.recipe.path else "recipe",
+            "recipe": self._recipe_name(),
             "reason": outcome.reason,
             "steps": run.clock.step,
             "split": outcome.split,
@@ -341,32 +468,31 @@ def is_better(value: float, best: dict[str, Any] | None, direction: str) -> bool
 
 def write_predictions(run: Run, split: str, result: Evaluated) -> None:
     """Write `predictions/SPLIT.jsonl`, one line an example in the order of the split."""
-    folder = run.folder / "predictions"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{split}.jsonl"
-    path.unlink(missing_ok=True)
     rows = run.splits[split].rows
     numbers = rows["row"] if "row" in rows.column_names else range(len(rows))
-    for number, record in zip(numbers, run.task.records(result.predictions), strict=True):
-        append_line(path, {"row": number, **record})
+    records = zip(numbers, run.task.records(result.predictions), strict=True)
+    lines = (json.dumps({"row": number, **record}) + "\n" for number, record in records)
+    write_text(run.folder / "predictions" / f"{split}.jsonl", lines)
 
 
 def save_model(run: Run, weights: Any, report: dict[str, Any]) -> None:
     """Write `model/` whole or not at all, with a model card."""
     final, temporary = run.folder / "model", run.folder / ".tmp-model"
+    remove([temporary])
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         run.backbone.save(weights, temporary, run.task)
         write_text(temporary / "README.md", model_card(run, report))
-        shutil.rmtree(final, ignore_errors=True)
+        for path in temporary.rglob("*.safetensors"):  # written for the owner alone
+            path.chmod((temporary / "README.md").stat().st_mode)
+        remove([final])
         temporary.rename(final)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise OutputError(
-            f"cannot write {final}: {error.strerror or error}; make room, then `sft-engine resume "
-            f"{run.folder}` writes it from the checkpoint"
-        ) from error
+    except (OSError, SafetensorError, OutputError) as error:
+        remove([temporary])
+        if isinstance(error, OutputError):
+            raise
+        system = as_os_error(error) if isinstance(error, SafetensorError) else error
+        raise cannot_write(final, system) from error
 
 
 def model_card(run: Run, report: dict[str, Any]) -> str:

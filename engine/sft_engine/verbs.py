@@ -8,15 +8,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft_engine import launch
 from sft_engine.catalog import Plan
 from sft_engine.catalog import plan as make_plan
 from sft_engine.errors import CheckpointError, DataError, Interrupted, OutputError, SftError
+from sft_engine.interruption import Signals
 from sft_engine.recipe import Recipe, load_recipe
+from sft_engine.sentences import reason_of
 
 if TYPE_CHECKING:
     from sft_engine.assemble import Reopened
@@ -52,11 +55,12 @@ def run(
     Raises:
         SftError: one sentence on what stopped the run; its `exit_code` is that of the command line.
     """
-    planned = check(recipe, overrides=overrides)
-    folder = choose_folder(planned, output)
-    from sft_engine.training import train
+    with Signals() as signals:
+        planned = check(recipe, overrides=overrides)
+        folder = choose_folder(planned, output)
+        from sft_engine.training import train
 
-    return train(planned, folder, progress=progress)
+        return train(planned, folder, progress=progress, signals=signals)
 
 
 def resume(folder: str | Path, *, progress: Progress | None = None) -> Outcome:
@@ -66,15 +70,16 @@ def resume(folder: str | Path, *, progress: Progress | None = None) -> Outcome:
         CheckpointError: the folder holds no run or no complete checkpoint, or the run has ended.
     """
     folder = Path(folder)
-    planned = check(_recipe_of(folder))
-    if (folder / "report.json").exists() and (folder / "model").exists():
-        raise CheckpointError(
-            f"{folder} has ended already: use `sft-engine evaluate` or `predict`, or start the recipe "
-            "again with more `train.epochs`"
-        )
-    from sft_engine.training import train
+    with Signals() as signals:
+        planned = check(_recipe_of(folder))
+        if (folder / "report.json").exists() and (folder / "model").exists():
+            raise CheckpointError(
+                f"{folder} has ended already: use `sft-engine evaluate` or `predict`, or start the "
+                "recipe again with more `train.epochs`"
+            )
+        from sft_engine.training import train
 
-    return train(planned, folder, resume=True, progress=progress)
+        return train(planned, folder, resume=True, progress=progress, signals=signals)
 
 
 def evaluate(
@@ -95,23 +100,25 @@ def evaluate(
     Returns:
         Metrics by name; the views of components as `VIEW/METRIC`.
     """
+    from sft_engine.devices import enough_memory, own_state
     from sft_engine.evaluation import evaluate as evaluate_split
 
-    reopened = _reopen(Path(folder), overrides, data, split)
-    run = reopened.run
-    if split not in run.splits:
-        raise DataError(
-            f"{folder}: there is no split {split!r}, the recipe's data has {', '.join(run.splits)}"
+    with own_state(0), enough_memory("take a machine with more memory"):
+        reopened = _reopen(Path(folder), overrides, data, split)
+        run = reopened.run
+        if split not in run.splits:
+            raise DataError(
+                f"{folder}: there is no split {split!r}, the recipe's data has {', '.join(run.splits)}"
+            )
+        settings = run.plan.evaluation
+        micro = run.plan.train.micro_batch_size or run.plan.train.batch_size
+        results = evaluate_split(
+            run,
+            split,
+            reopened.precision,
+            batch_size=settings.batch_size or 2 * micro,
+            metrics=settings.metrics,
         )
-    settings = run.plan.evaluation
-    micro = run.plan.train.micro_batch_size or run.plan.train.batch_size
-    results = evaluate_split(
-        run,
-        split,
-        reopened.precision,
-        batch_size=settings.batch_size or 2 * micro,
-        metrics=settings.metrics,
-    )
     return {
         f"{r.view.name}/{name}" if r.view.name else name: value
         for r in results
@@ -130,36 +137,52 @@ def predict(
 
     Args:
         folder: The run folder.
-        rows: Texts (the task's first input), or rows with its inputs by role.
+        rows: Texts (the task's first input), or rows with its inputs by role or by the recipe's column.
         batch_size: Rows of a forward pass.
         overrides: Changes of the recipe.
 
     Yields:
         A record a row: prediction and probabilities.
+
+    Raises:
+        DataError: a row lacks an input.
     """
     import torch
 
+    from sft_engine.devices import enough_memory, own_state
     from sft_engine.flow import Batch
 
-    reopened = _reopen(Path(folder), overrides, rows={})
+    launch.require_one_process("predict")
+    smaller = "set a smaller batch size (`--batch-size`)"
+    with own_state(0), enough_memory(smaller):
+        reopened = _reopen(Path(folder), overrides, rows={})
     run = reopened.run
     run.model.eval()
     for chunk in _chunks(rows, batch_size):
-        first = next(iter(run.task.inputs))
-        named = [{first: row} if isinstance(row, str) else row for row in chunk]
-        for row in named:
-            absent = [
-                role for role, needed in run.task.inputs.items() if needed and role not in row
-            ]
-            if absent:
-                raise DataError(f"a row to predict has no {absent[0]!r}, found: {', '.join(row)}")
+        named = [_by_role(row, run.task.inputs, run.plan.data.columns) for row in chunk]
         inputs = run.backbone.collate(run.backbone.encode_rows(named, run.task))
         batch = Batch(inputs=inputs, targets={}, ids=list(range(len(chunk))))
         batch.to(run.device)
-        with torch.no_grad(), reopened.precision.autocast():
+        with enough_memory(smaller), torch.no_grad(), reopened.precision.autocast():
             outputs = run.backbone.forward(run.wrapped, batch.inputs)
             predictions = run.task.predictions(outputs, batch)
         yield from run.task.records({name: t.cpu() for name, t in predictions.items()})
+
+
+def _by_role(
+    row: str | dict[str, Any], inputs: Mapping[str, bool], columns: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return a row's inputs by role; the names of the recipe's columns stand for their roles."""
+    if isinstance(row, str):
+        return {next(iter(inputs)): row}
+    names = {role: role if role in row else columns.get(role, role) for role in inputs}
+    for role, needed in inputs.items():
+        if needed and row.get(names[role]) is None:
+            raise DataError(
+                f"a row to predict has no {names[role]!r}, found: {', '.join(row)}; name its columns "
+                "by role, or as the recipe's data.columns does"
+            )
+    return {role: row[name] for role, name in names.items() if row.get(name) is not None}
 
 
 @dataclass(frozen=True)
@@ -199,6 +222,7 @@ def verify_resume(
     Trains `steps` steps in this process; then trains again, interrupts before step `interrupt_at`, and
     resumes in a fresh process.
     """
+    launch.require_one_process("verify-resume")
     from sft_engine.training import train
 
     # A record a step, and no thinning of them, so that every loss is compared.
@@ -251,25 +275,49 @@ def choose_folder(plan: Plan, output: str | Path | None) -> Path:
     Raises:
         OutputError: the folder holds something, or cannot be written.
     """
-    if output is None:
-        name = plan.recipe.path.stem if plan.recipe.path else "run"
-        folder, number = Path("runs", name), 1
-        while folder.exists() and any(folder.iterdir()):
+    name = plan.recipe.path.stem if plan.recipe.path else "run"
+    folder = Path("runs", name) if output is None else Path(output)
+    try:
+        number = 1
+        while output is None and _holds_something(folder):
             number += 1
             folder = Path("runs", f"{name}-{number}")
-    else:
-        folder = Path(output)
-    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+        _require_usable(folder)
+    except OSError as error:
         raise OutputError(
-            f"{folder} is not empty: choose another folder with --output, or go on with the run in it "
-            f"by `sft-engine resume {folder}`"
-        )
-    parent = next(p for p in [folder, *folder.absolute().parents] if p.exists())
-    if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
-        raise OutputError(f"{folder} cannot be written: no permission in {parent}; use --output")
-    if shutil.disk_usage(parent).free < 1 << 20:
-        raise OutputError(f"{folder} cannot be written: the disk is full; use --output")
+            f"{folder} cannot be the run folder: {reason_of(error)}, or choose another with --output"
+        ) from error
     return folder
+
+
+def _require_usable(folder: Path) -> None:
+    parent = next(p for p in [folder, *folder.absolute().parents] if p.exists())
+    if not parent.is_dir():
+        what = "it" if parent == folder else parent
+        raise OutputError(
+            f"{folder} cannot be the run folder: {what} is a file; choose another with --output"
+        )
+    if _holds_something(folder):
+        other = (
+            f", or go on with the run in it by `sft-engine resume {folder}`"
+            if (folder / "recipe.toml").exists()
+            else ""
+        )
+        raise OutputError(f"{folder} is not empty: choose another folder with --output{other}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"{folder} cannot be written: no permission in {parent}; choose another with --output"
+        )
+    usage = shutil.disk_usage(parent)
+    if usage.total and usage.free < 1 << 20:  # file systems without disk have no total
+        raise OutputError(
+            f"{folder} cannot be written: the disk is full; make room, or choose another with --output"
+        )
+
+
+def _holds_something(folder: Path) -> bool:
+    """Say whether a folder holds more than what a killed process had not finished to write."""
+    return folder.is_dir() and any(not p.name.startswith(".tmp-") for p in folder.iterdir())
 
 
 def _recipe(recipe: RecipeLike, overrides: Sequence[str]) -> Recipe:

@@ -10,7 +10,7 @@ import io
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,14 +200,23 @@ def site(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _installed(site):
+@contextmanager
+def on_path(site):
+    """Let this process see the fake distribution, and forget it afterwards."""
     sys.path.insert(0, str(site))
     importlib.invalidate_caches()
-    yield
-    sys.path.remove(str(site))
-    for name in ("sft_tiny", "sft_tiny_parts"):
-        sys.modules.pop(name, None)
+    try:
+        yield
+    finally:
+        sys.path.remove(str(site))
+        for name in ("sft_tiny", "sft_tiny_parts"):
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module", autouse=True)  # not longer: tests elsewhere must not see it
+def _installed(site):
+    with on_path(site):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -262,11 +271,12 @@ def start(site):
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, site):
     """The folder of a finished run with a second view."""
     from sft_engine import verbs
     from sft_engine.recipe import parse_recipe
 
     text = RECIPE + '[[probe]]\nuse = "tiny/same"\n'
     target = tmp_path_factory.mktemp("trained") / "run"
-    return verbs.run(parse_recipe(text), output=target).folder
+    with on_path(site):
+        return verbs.run(parse_recipe(text), output=target).folder

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sft_engine.loop import Loop
+from sft_engine import loop
+from sft_engine.gradients import Gradients
 from sft_engine.testing.runs import run_recipe
 
 LONG = ["data.examples=219", "train.steps=30", "train.clip_norm=1.0", "checkpoint.best=last"]
@@ -51,18 +52,18 @@ def test_float32_sgd_is_the_same_to_rounding(tmp_path):
 
 def test_a_mean_of_means_fails_this_test(tmp_path, monkeypatch):
     """The usual mistake, planted: every micro-batch's mean counts the same."""
-    share = Loop._share
+    share = Gradients._share
 
     def mean_of_means(self, per, batch):
         return 1.0 / batch.units[per] / len(self._window)
 
     overrides = ["backbone.dtype=float64", *OPTIMIZERS["sgd"]]
     whole, _ = train(tmp_path / "16", *overrides)
-    monkeypatch.setattr(Loop, "_share", mean_of_means)
+    monkeypatch.setattr(Gradients, "_share", mean_of_means)
     # Micro-batches of 6, 6 and 4: the four examples count more than the six.
     parts, _ = train(tmp_path / "6", *overrides, "train.micro_batch_size=6")
     assert difference(whole, parts) > 1e-4
-    monkeypatch.setattr(Loop, "_share", share)
+    monkeypatch.setattr(Gradients, "_share", share)
     parts, _ = train(tmp_path / "right", *overrides, "train.micro_batch_size=6")
     assert difference(whole, parts) < 1e-11
 
@@ -81,12 +82,12 @@ def test_clipping_has_the_bits_of_torch(tmp_path):
     """Our clipping leaves out multiplications by one, and is otherwise torch's own."""
     norms = []
 
-    def watched(self):
-        copies = [p.grad.clone() for p in self._parameters]
-        own = torch.nn.utils.clip_grad_norm_(shadow(copies), self.clip_norm)
-        norm = clip(self)
+    def watched(parameters, limit, **options):
+        copies = [p.grad.clone() for p in parameters]
+        own = torch.nn.utils.clip_grad_norm_(shadow(copies), limit)
+        norm = clip(parameters, limit, **options)
         assert torch.equal(own, norm)
-        for parameter, copy in zip(self._parameters, shadows, strict=True):
+        for parameter, copy in zip(parameters, shadows, strict=True):
             assert torch.equal(parameter.grad, copy.grad)
         norms.append(norm.item())
         return norm
@@ -99,9 +100,9 @@ def test_clipping_has_the_bits_of_torch(tmp_path):
             parameter.grad = grad
         return shadows
 
-    clip = Loop._clip
+    clip = loop.clip_gradients
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Loop, "_clip", watched)
+        patch.setattr(loop, "clip_gradients", watched)
         train(tmp_path, *OPTIMIZERS["adamw"], "train.clip_norm=0.3")
     assert any(n > 0.3 for n in norms)
     assert any(n < 0.3 for n in norms)

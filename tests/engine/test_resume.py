@@ -25,7 +25,10 @@ NOISY = [
     "train.micro_batch_size=6",
 ]
 COMPONENTS = {("extension", "test/drift"): f"{__name__}:Drift"}
-TEXT = TINY + '[[extension]]\nuse = "test/drift"\n[[extension]]\nuse = "early-stopping"\npatience = 50\n'
+TEXT = (
+    TINY
+    + '[[extension]]\nuse = "test/drift"\n[[extension]]\nuse = "early-stopping"\npatience = 50\n'
+)
 
 
 class Drift:
@@ -69,7 +72,10 @@ def uninterrupted(tmp_path_factory):
 def losses(folder):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    return [{k: v for k, v in r.items() if not k.startswith(("seconds", "examples_per"))} for r in records]
+    return [
+        {k: v for k, v in r.items() if not k.startswith(("seconds", "examples_per"))}
+        for r in records
+    ]
 
 
 @pytest.mark.parametrize("at", [0, 1, 3, 5, 7, 11])
@@ -78,7 +84,8 @@ def test_resume_is_bit_equal(tmp_path, uninterrupted, at):
     with pytest.raises(Interrupted, match=f"before step {at}"):
         run_recipe(folder, TEXT, NOISY, COMPONENTS, stop_after=at)
     assert not (folder / "model").exists()
-    random.seed(at), np.random.seed(at), torch.manual_seed(at)  # a fresh process has other ones
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(at)  # a fresh process has other ones
     resumed = train(plan_recipe(TEXT, NOISY, COMPONENTS), folder, resume=True)
     assert resumed.fingerprint == uninterrupted.fingerprint
     assert losses(folder) == losses(uninterrupted.folder)
@@ -91,8 +98,8 @@ def test_resume_is_bit_equal(tmp_path, uninterrupted, at):
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0)])
 def test_resume_does_not_depend_on_workers(tmp_path, uninterrupted, before, after):
     folder = tmp_path / "run"
+    workers = [*NOISY, f"train.workers={before}"]
     with pytest.raises(Interrupted):
-        workers = [*NOISY, f"train.workers={before}"]
         run_recipe(folder, TEXT, workers, COMPONENTS, stop_after=5)
     plan = plan_recipe(TEXT, [*NOISY, f"train.workers={after}"], COMPONENTS)
     assert train(plan, folder, resume=True).fingerprint == uninterrupted.fingerprint

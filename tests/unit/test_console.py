@@ -60,6 +60,7 @@ def a_run(total: int = 930, per_epoch: int = 310, **changes: Any) -> Run:
             main_metric="accuracy", head=Head("classification", 2, ("negative", "positive"))
         ),
         "clock": Clock(total_steps=total, steps_per_epoch=per_epoch),
+        "skeleton": None,
     }
     return cast("Run", SimpleNamespace(**parts | changes))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,6 +27,7 @@ from sft_engine.settings import (
 )
 
 if TYPE_CHECKING:
+    import time
     from pathlib import Path
 
     from sft_engine.flow import Run
@@ -127,6 +129,7 @@ def test_tensorboard_gets_the_recipe_as_hyper_parameters(tmp_path: Path) -> None
 def test_a_resumed_run_hides_what_it_writes_again(tmp_path: Path) -> None:
     records = [{**TRAIN, "step": step, "loss": float(step)} for step in (10, 20, 30)]
     track(trackers.TensorBoard(), a_run(tmp_path), *records)
+    time.sleep(1.1)  # TensorBoard reads its files by name, in which the time stands in seconds
     resumed = a_run(tmp_path, clock=Clock(total_steps=100, steps_per_epoch=20, step=20))
     track(trackers.TensorBoard(), resumed, {**TRAIN, "step": 30, "loss": 0.5})
     assert events(tmp_path)["train/loss"] == [(10, 10.0), (20, 20.0), (30, 0.5)]

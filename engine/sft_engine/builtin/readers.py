@@ -123,7 +123,7 @@ def read_csv(
 
 def _csv_rows(file: Path, text: str, delimiter: str, quote: str) -> Iterator[tuple[int, list[str]]]:
     """Yield each row with the number of its last line; blank lines are left out."""
-    csv.field_size_limit(_LONGEST_FIELD)  # the default refuses texts of more than 128 kB
+    limit = csv.field_size_limit(_LONGEST_FIELD)  # the default refuses texts of more than 128 kB
     lines = io.StringIO(text, newline="")
     if quote == NO_QUOTES:
         reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
@@ -140,6 +140,8 @@ def _csv_rows(file: Path, text: str, delimiter: str, quote: str) -> Iterator[tup
             f"'{file}', line {began}: {error}; close or double the quotes there, or set "
             'quote = "" in [data] if quotes are plain characters.'
         ) from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _check_header(file: Path, header: Sequence[str]) -> None:
@@ -240,9 +242,10 @@ def read_parquet(file: Path) -> Dataset:
     try:
         table = pq.read_table(os.fspath(file))
     except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0]
         raise DataError(
-            f"'{file}' is no parquet file, or it is damaged ({str(error).splitlines()[0]}); write it "
-            "again, or use the data component of its format."
+            f"'{file}' is no parquet file, or it is damaged ({reason}); write it again, or use the data "
+            "component of its format."
         ) from error
     if table.num_rows == 0:
         raise DataError(f"'{file}' has the columns {_listed(table.column_names)} and no rows.")

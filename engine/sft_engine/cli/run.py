@@ -14,7 +14,8 @@ from sft_engine.cli.shown import finish, new_console
 @click.option(
     "--output",
     "-o",
-    type=click.Path(file_okay=False),
+    type=click.Path(),
+    metavar="DIRECTORY",
     help="The run folder, new or empty; by default the first free one of runs/NAME, runs/NAME-2 …",
 )
 @quiet_option

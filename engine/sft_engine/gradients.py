@@ -1,0 +1,237 @@
+"""From a window to its gradient: micro-batches, the exact loss, and what to do if memory is short.
+
+A window's loss is the sum over its items (or tokens) on all ranks, divided by their number; the
+division happens before `backward`, because unnormalised sums overflow fp16.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sft_engine import order
+from sft_engine.devices import Precision, is_out_of_memory, release_memory, seed_noise
+from sft_engine.errors import OutOfMemoryError, RecipeError
+
+if TYPE_CHECKING:
+    import torch
+
+    from sft_engine.feed import Feed, Window
+    from sft_engine.flow import Batch, Run
+    from sft_engine.ledger import Ledger
+
+
+@dataclass
+class Gradients:
+    """Computes the gradients of one window after the other.
+
+    Args:
+        run: What is trained; gets `forward`, `forward_backward` and `replay_window`.
+        feed: This rank's batches.
+        precision: Autocast and, for fp16, the gradient scaler.
+        wrap: Wraps the model anew after `requires_grad` has changed.
+        ledger: Notes the loss terms.
+        parameters: Those that train now.
+    """
+
+    run: Run
+    feed: Feed
+    precision: Precision
+    wrap: Callable[..., None]
+    ledger: Ledger
+    parameters: list[torch.nn.Parameter] = field(default_factory=list)
+    _everything: list[torch.nn.Parameter] = field(default_factory=list)
+    _window: Window = field(default_factory=list)
+    _units: dict[str, float] = field(default_factory=dict)
+    _examples: int = 0
+    _mark: int = 0
+    _fresh: bool = True
+
+    def __post_init__(self) -> None:
+        run = self.run
+        run.forward, run.forward_backward = self.forward, self.forward_backward
+        run.replay_window = self.replay_window
+
+    # --- a window --------------------------------------------------------------------------------
+
+    def compute(self, window: Window, units: dict[str, float], examples: int) -> None:
+        """Add up the gradients of a window's micro-batches.
+
+        Args:
+            window: This rank's micro-batches.
+            units: Number of each unit in the whole window, over all ranks.
+            examples: Number of examples in the whole window.
+        """
+        self._units, self._examples = units, examples
+        if len(window[0].ids) > self.feed.micro_batch_size:
+            # Memory did not suffice, and the background processes do not know: fetch it again.
+            window = self._refetched()
+        self._window = window
+        self._accumulate()
+        if self._fresh and self.feed.world > 1:
+            self._find_unused()
+
+    def drop(self) -> None:
+        """Drop the gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def replay_window(self) -> None:
+        """Compute the gradients of the current window again, from zero; logs nothing."""
+        self.drop()
+        with self.ledger.paused():
+            self._micro_steps()
+        # Draws of micro-batches differ between ranks; what hooks draw next must not.
+        seed_noise(self.run.device, order.mix(self.run.seeds.noise, self.run.clock.step, 2))
+        if self.precision.scaler is not None:
+            self.precision.unscale_again(self.parameters)
+
+    def _refetched(self) -> Window:
+        clock = self.run.clock
+        return self.feed.window(clock.epoch, clock.window)
+
+    def _accumulate(self) -> None:
+        """Run every micro-batch; where memory does not suffice, halve them and begin again."""
+        self._mark = self.ledger.mark()
+        while True:
+            try:
+                return self._micro_steps()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                message = str(error).partition("\n")[0]
+            # Outside the except clause, so that the traceback no longer holds the activations.
+            self._begin_again()
+            release_memory(self.run.device)
+            self._halve(message)
+
+    def _begin_again(self) -> None:
+        self.drop()
+        self.ledger.forget(self._mark)
+
+    def _halve(self, message: str) -> None:
+        """Refetch the window in micro-batches of half the size."""
+        run, size = self.run, self.feed.micro_batch_size
+        if self.feed.world > 1 or size == 1:
+            less = "" if size == 1 else "a smaller `train.micro_batch_size`, "
+            raise OutOfMemoryError(
+                f"the memory does not suffice for micro-batches of {size} at step {run.clock.step} "
+                f"({message}); set {less}shorter inputs, or `train.gradient_checkpointing = true`"
+            )
+        self.feed.micro_batch_size = -(-size // 2)
+        self._window = self._refetched()
+        self._notice(
+            f"out of memory: micro-batches now have {self.feed.micro_batch_size} examples; the window, "
+            "and so the result, stays as it is"
+        )
+
+    def _micro_steps(self) -> None:
+        run, hooks = self.run, self.run.hooks
+        last = len(self._window) - 1
+        for index, batch in enumerate(self._window):
+            key = order.mix(run.seeds.noise, run.clock.step, index, self.feed.rank)
+            seed_noise(run.device, key)
+            if run.device.type != "cpu":
+                batch.to(run.device)
+            if hooks.sft_batch is not None:
+                hooks.sft_batch(run=run, batch=batch)
+            with self._synchronized(last=index == last):
+                if hooks.sft_micro_step is None:
+                    self.forward_backward(batch)
+                else:
+                    hooks.sft_micro_step(run=run, batch=batch)
+
+    def _synchronized(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+        if self.feed.world == 1 or last:
+            return contextlib.nullcontext()
+        context: contextlib.AbstractContextManager[Any]
+        context = self.run.accelerator.no_sync(self.run.wrapped)
+        return context
+
+    # --- the inner step --------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> Any:
+        """Run the wrapped model on a micro-batch, in the run's precision."""
+        with self.precision.autocast():
+            return self.run.backbone.forward(self.run.wrapped, batch.inputs)
+
+    def forward_backward(self, batch: Batch) -> None:
+        """Run forward, loss and backward of one micro-batch, adding to the gradients."""
+        run, hooks = self.run, self.run.hooks
+        with self.precision.autocast():
+            outputs = run.backbone.forward(run.wrapped, batch.inputs)
+            terms = [run.task.loss(outputs, batch)]
+            if hooks.sft_loss_terms is not None:
+                for more in hooks.sft_loss_terms(run=run, batch=batch, outputs=outputs):
+                    terms.extend(more)
+        parts = []
+        for term in terms:
+            share = term.weight * self._share(term.per, batch)
+            self.ledger.add(term.name, term.value, share)
+            # DDP and FSDP average gradients over ranks; the share is of the whole window already.
+            parts.append((term.value, share * self.feed.world))
+        self.precision.backward(parts)
+
+    def _share(self, per: str, batch: Batch) -> float:
+        """Return the factor that makes a term's sum its part of the window's mean."""
+        if not batch.real:
+            return 0.0
+        if per == "step":
+            return len(batch.ids) / self._examples
+        if per not in self._units:
+            known = ", ".join(sorted(self._units))
+            raise RecipeError(
+                f"a loss term is counted per {per!r}; this task counts: {known}, step"
+            )
+        count = self._units[per]
+        return 1.0 / count if count else 0.0
+
+    # --- what trains -----------------------------------------------------------------------------
+
+    def follow_freezing(self, *, first: bool = False) -> None:
+        """Notice changes of `requires_grad`: drop stale gradients, wrap the model anew.
+
+        DDP registers its hooks once: a parameter that thaws after the wrap would not be averaged, and
+        the ranks would drift apart in silence.
+
+        Raises:
+            RecipeError: nothing is left to train.
+        """
+        everything = self._everything = self._everything or list(self.run.model.parameters())
+        changed = [p.requires_grad for p in everything] != self.run.trainable
+        if not (changed or first):
+            return
+        for parameter in everything:
+            if not parameter.requires_grad:
+                parameter.grad = None
+        self.parameters = [p for p in everything if p.requires_grad]
+        if not self.parameters:
+            raise RecipeError(
+                f"nothing is left to train at step {self.run.clock.step}: every layer group is "
+                "frozen; thaw at least the head in `[freezing]`"
+            )
+        if changed:
+            self.wrap(self.run)
+            self._fresh = True
+
+    def _find_unused(self) -> None:
+        """Look for parameters without gradient in the first window after a wrap; wrap again if any.
+
+        DDP waits for the gradient of every parameter, and would leave the others unsynchronized.
+        """
+        self._fresh = False
+        run = self.run
+        idle = [n for n, p in run.model.named_parameters() if p.requires_grad and p.grad is None]
+        if not idle or self.precision.sharded:
+            return
+        names = ", ".join(idle[:3]) + (" …" if idle[3:] else "")
+        self._notice(f"no gradient reaches {names}: looking for unused parameters in every step")
+        self.wrap(run, unused=True)
+        self._begin_again()
+        self._window = self._refetched()
+        self._accumulate()
+
+    def _notice(self, message: str) -> None:
+        self.run.record({"kind": "notice", "step": self.run.clock.step, "message": message})

@@ -1,0 +1,127 @@
+"""What the loop remembers between two records: loss terms, gradient norms, counts.
+
+Values stay on the device as they are; the host waits for them only when a record is due.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sft_engine import ranks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sft_engine.flow import Run
+
+
+@dataclass
+class Ledger:
+    """Terms and norms since the last record.
+
+    Args:
+        run: Whose loop it is.
+    """
+
+    run: Run
+    _terms: list[tuple[str, Tensor, float]] = field(default_factory=list)
+    _norms: list[Tensor] = field(default_factory=list)
+    _windows: int = 0
+    _items: float = 0.0
+    _paused: bool = False
+    _since: float = field(default_factory=time.perf_counter)
+
+    def begin_window(self, items: float) -> None:
+        """Count a window and its items over all ranks."""
+        self._windows += 1
+        self._items += items
+
+    def add(self, name: str, value: Tensor, share: float) -> None:
+        """Note this micro-batch's sum of a term, and the factor that makes it a part of the mean."""
+        if not self._paused:
+            self._terms.append((name, value.detach(), share))
+
+    def mark(self) -> int:
+        """Return a mark that `forget` takes."""
+        return len(self._terms)
+
+    def forget(self, mark: int) -> None:
+        """Drop the terms since a mark, because the window is begun again."""
+        del self._terms[mark:]
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Note no term inside: the same window is computed once more."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def see(self, norm: Tensor) -> None:
+        """Note the norm of a window's gradient."""
+        self._norms.append(norm.detach())
+
+    def overlook(self) -> None:
+        """Take the last norm back, because a component has dealt with it."""
+        self._norms.pop()
+
+    def norm(self) -> float:
+        """Return the sum of all norms not looked at: not finite if one of them is not.
+
+        On a CPU every norm is looked at when it comes, and only the latest is kept.
+        """
+        if not self._norms:
+            return 0.0
+        last = self._norms[-1]
+        norm = last if last.device.type == "cpu" else torch.stack(self._norms).sum()
+        self._norms = [last]
+        return float(norm.item())
+
+    def restart_clock(self) -> None:
+        """Leave out what took time beside training."""
+        self._since = time.perf_counter()
+
+    def record(self) -> dict[str, Any] | None:
+        """Return the mean of every term since the last record, and forget them; None without any."""
+        if not self._terms:
+            return None
+        run, clock = self.run, self.run.clock
+        means = {name: total / self._windows for name, total in sorted(self._totals().items())}
+        elapsed = time.perf_counter() - self._since
+        record = {
+            "kind": "train",
+            "step": clock.step,
+            "epoch": clock.step / clock.steps_per_epoch,
+            "loss": _sum(means.values()),
+            **{f"loss/{name}": mean for name, mean in means.items()},
+            "lr": max(group["lr"] for group in run.optimizer.param_groups),
+            "grad_norm": self._norms[-1].item() if self._norms else 0.0,
+            "examples_per_second": self._items / elapsed if elapsed else 0.0,
+        }
+        self._terms, self._windows, self._items = [], 0, 0.0
+        return record
+
+    def _totals(self) -> dict[str, float]:
+        """Sum terms by name, over all ranks; a term may come up on some of them only."""
+        values = torch.stack([value.double() for _, value, _ in self._terms]).tolist()
+        parts: dict[str, list[float]] = {}
+        for (name, _, share), value in zip(self._terms, values, strict=True):
+            parts.setdefault(name, []).append(value * share)
+        own = {name: _sum(each) for name, each in parts.items()}
+        everyones = ranks.everyones(self.run.accelerator, own)
+        names = sorted(set().union(*everyones))
+        return {name: _sum(each.get(name, 0.0) for each in everyones) for name in names}
+
+
+def _sum(values: Iterable[float]) -> float:
+    """Add numbers exactly; infinite ones and NaN as they are."""
+    numbers = list(values)
+    return math.fsum(numbers) if all(map(math.isfinite, numbers)) else sum(numbers)
