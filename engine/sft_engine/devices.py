@@ -63,7 +63,11 @@ class Precision:
         seeds = [v.new_full((), factor) for v, (_, factor) in zip(values, learned, strict=True)]
         if self.scaler is not None:
             seeds = [self.scaler.scale(seed) for seed in seeds]
-        torch.autograd.backward(values, seeds)
+        if len(values) == 1:
+            # Quicker than lists of one.
+            values[0].backward(seeds[0])  # type: ignore[no-untyped-call]
+        else:
+            torch.autograd.backward(values, seeds)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the optimizer's step, unless fp16 gradients overflowed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,6 @@ from sft_engine.hook_rules import (
     new_manager,
     register,
 )
-from sft_engine.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     import pluggy
@@ -84,11 +84,11 @@ class RunHooks:
         # pluggy runs the last registered first, so recipe order means registering from the end.
         forward = _register_all(reversed(implementations))
         backward = _register_all(implementations)
-        if core is not None and forward.hook.sft_micro_step.get_hookimpls():
-            forward.register(_Core(core), "core")
         for name in RUN_HOOKS:
             caller = getattr((backward if name in REVERSED_HOOKS else forward).hook, name)
             setattr(self, name, _short_way(caller))
+        if core is not None and self.sft_micro_step is not None:
+            self.sft_micro_step = _around_core(forward.hook.sft_micro_step, core)
 
 
 def _short_way(hook: pluggy.HookCaller) -> Caller | None:
@@ -102,6 +102,8 @@ def _short_way(hook: pluggy.HookCaller) -> Caller | None:
         return None
     if any(each.wrapper or each.hookwrapper for each in found):
         return hook
+    if len(found) == 1:
+        return _only(found[0].function, found[0].argnames)
     calls = [(each.function, each.argnames) for each in reversed(found)]
 
     def call(**arguments: Any) -> list[Any]:
@@ -111,15 +113,41 @@ def _short_way(hook: pluggy.HookCaller) -> Caller | None:
     return call
 
 
-class _Core:
-    """The loop's own inner step, as the innermost implementation of the hook that wraps it."""
+def _only(function: Callable[..., Any], names: Sequence[str]) -> Caller:
+    def call(**arguments: Any) -> list[Any]:
+        answer = function(*[arguments[name] for name in names])
+        return [] if answer is None else [answer]
 
-    def __init__(self, core: Callable[[Run, Batch], None]) -> None:
-        self._core = core
+    return call
 
-    @hookimpl(trylast=True)
-    def sft_micro_step(self, run: Run, batch: Batch) -> None:
-        self._core(run, batch)
+
+def _around_core(hook: pluggy.HookCaller, core: Callable[[Run, Batch], None]) -> Caller:
+    """Return what runs the loop's inner step inside of all wrappers, the first outermost."""
+    inner = core
+    for each in hook.get_hookimpls():
+        inner = _wrapped(each.function, each.argnames, inner)
+
+    def call(run: Run, batch: Batch) -> list[Any]:
+        inner(run, batch)
+        return []
+
+    return call
+
+
+def _wrapped(
+    function: Callable[..., Any],
+    names: Sequence[str],
+    inner: Callable[[Run, Batch], None],
+) -> Callable[[Run, Batch], None]:
+    """Return a call of `inner` between the two halves of a wrapper, as `contextlib` would run it."""
+    around = contextlib.contextmanager(function)
+
+    def call(run: Run, batch: Batch) -> None:
+        arguments = {"run": run, "batch": batch}
+        with around(*[arguments[name] for name in names]):
+            inner(run, batch)
+
+    return call
 
 
 class _Implementations:

@@ -34,6 +34,7 @@ class Gradients:
         wrap: Wraps the model anew after `requires_grad` has changed.
         ledger: Notes the loss terms.
         parameters: Those that train now.
+        key: Hash of the noise seed and the step, from which every draw of the window is seeded.
     """
 
     run: Run
@@ -42,6 +43,7 @@ class Gradients:
     wrap: Callable[..., None]
     ledger: Ledger
     parameters: list[torch.nn.Parameter] = field(default_factory=list)
+    key: int = 0
     _everything: list[torch.nn.Parameter] = field(default_factory=list)
     _window: Window = field(default_factory=list)
     _units: dict[str, float] = field(default_factory=dict)
@@ -84,7 +86,7 @@ class Gradients:
         with self.ledger.paused():
             self._micro_steps()
         # Draws of micro-batches differ between ranks; what hooks draw next must not.
-        seed_noise(self.run.device, order.mix(self.run.seeds.noise, self.run.clock.step, 2))
+        seed_noise(self.run.device, order.mix(2, start=self.key))
         if self.precision.scaler is not None:
             self.precision.unscale_again(self.parameters)
 
@@ -128,13 +130,12 @@ class Gradients:
         )
 
     def _micro_steps(self) -> None:
-        run, hooks = self.run, self.run.hooks
+        run, hooks, device = self.run, self.run.hooks, self.run.device
         last = len(self._window) - 1
         for index, batch in enumerate(self._window):
-            key = order.mix(run.seeds.noise, run.clock.step, index, self.feed.rank)
-            seed_noise(run.device, key)
-            if run.device.type != "cpu":
-                batch.to(run.device)
+            seed_noise(device, order.mix(index, self.feed.rank, start=self.key))
+            if device.type != "cpu":
+                batch.to(device)
             if hooks.sft_batch is not None:
                 hooks.sft_batch(run=run, batch=batch)
             with self._synchronized(last=index == last):

@@ -111,7 +111,7 @@ class Ledger:
 
     def _totals(self) -> dict[str, float]:
         """Sum terms by name, over all ranks; a term may come up on some of them only."""
-        values = torch.stack([value.double() for _, value, _ in self._terms]).tolist()
+        values = torch.stack([value for _, value, _ in self._terms]).double().tolist()
         parts: dict[str, list[float]] = {}
         for (name, _, share), value in zip(self._terms, values, strict=True):
             parts.setdefault(name, []).append(value * share)

@@ -83,8 +83,12 @@ class Loop:
         self.ledger = Ledger(self.run)
         self.gradients = Gradients(self.run, self.feed, self.precision, self.wrap, self.ledger)
         hooks = self.run.hooks
+        self._noise = order.mix(self.run.seeds.noise)
         # Only these hooks may change what is frozen: without them nobody has to look.
         self._may_freeze = any((hooks.sft_phase_start, hooks.sft_epoch_start, hooks.sft_step_start))
+        self._step_draws = hooks.sft_step_start is not None
+        self._end_draws = any((hooks.sft_gradients, hooks.sft_step_verdict, hooks.sft_step_end))
+        self._momentum = getattr(self.run.schedule, "momentum", None)
         # What one rank asks for, all must do; without a component nobody asks.
         several = self.feed.world > 1
         self._steps_ask = several and any(getattr(hooks, name) for name in _IN_STEPS)
@@ -167,7 +171,8 @@ class Loop:
         units = self._count(window)
         self._begin_step()
         gradients.compute(window, units, len(self._ids))
-        self._seed_hooks(1)
+        if self._end_draws:
+            self._seed_hooks(1)
         if self.precision.scaler is not None:
             self.precision.scaler.unscale_(run.optimizer)
         if hooks.sft_gradients is not None:
@@ -187,8 +192,8 @@ class Loop:
 
     def _count(self, window: Window) -> dict[str, float]:
         """Sum the units of the window over its micro-batches and all ranks; see who wants to stop."""
-        units: dict[str, float] = {}
-        for batch in window:
+        units = dict(window[0].units)
+        for batch in window[1:]:
             for name, number in batch.units.items():
                 units[name] = units.get(name, 0.0) + number
         clock = self.run.clock
@@ -210,32 +215,25 @@ class Loop:
         run = self.run
         if self.keep_snapshot is not None and _due(run.clock.step, self.log_every):
             self.keep_snapshot()
-        self._seed_hooks(0)
-        if run.hooks.sft_step_start is not None:
-            run.hooks.sft_step_start(run=run)
+        self.gradients.key = order.mix(run.clock.step, start=self._noise)
+        if self._step_draws:
+            self._seed_hooks(0)
+            run.hooks.sft_step_start(run=run)  # type: ignore[misc]
         if self._may_freeze:
             self.gradients.follow_freezing()
         self._set_rates()
 
     def _seed_hooks(self, part: int) -> None:
         """Seed what hooks draw outside of micro-batches: equally on all ranks, by position alone."""
-        hooks, run = self.run.hooks, self.run
-        listening = (
-            (hooks.sft_gradients, hooks.sft_step_verdict, hooks.sft_step_end)
-            if part
-            else (hooks.sft_step_start,)
-        )
-        if any(listening):
-            seed_noise(run.device, order.mix(run.seeds.noise, run.clock.step, part))
+        seed_noise(self.run.device, order.mix(part, start=self.gradients.key))
 
     def _set_rates(self) -> None:
         run, clock = self.run, self.run.clock
         factor = run.schedule.factor(clock.step, clock.total_steps)
         for group, rate in zip(run.optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = rate * factor
-        momentum = getattr(run.schedule, "momentum", None)
-        if momentum is not None:
-            _set_momentum(run.optimizer, momentum(clock.step, clock.total_steps))
+        if self._momentum is not None:
+            _set_momentum(run.optimizer, self._momentum(clock.step, clock.total_steps))
 
     # --- judging the step ------------------------------------------------------------------------
 
@@ -246,7 +244,7 @@ class Loop:
         verdict = _GO
         if hook is not None:
             verdicts = hook(run=self.run, grad_norm=norm)
-            verdict = max(verdicts, key=lambda v: v.action, default=_GO)
+            verdict = max(verdicts, key=lambda v: v.action) if verdicts else _GO
             if self.feed.world > 1:
                 verdict = _agree(verdict, self.run.accelerator)
         if verdict.action is not Action.STEP:

@@ -24,9 +24,12 @@ BUCKET_WINDOWS = 50
 """Windows whose examples are sorted by length together; more sorts better and mixes less."""
 
 
-def mix(*numbers: int) -> int:
-    """Hash integers to one 64-bit key; different tuples give independent keys."""
-    state = 0
+def mix(*numbers: int, start: int = 0) -> int:
+    """Hash integers to one 64-bit key; different tuples give independent keys.
+
+    `start` is the key of the numbers before these: `mix(b, start=mix(a)) == mix(a, b)`.
+    """
+    state = start
     for number in numbers:
         state = (state + _GAMMA + (number & _MASK)) & _MASK
         state = ((state ^ (state >> 30)) * _MIX_1) & _MASK

@@ -19,6 +19,8 @@ from sft_engine.errors import Interrupted, OutputError
 from sft_engine.sentences import reason_of
 
 if TYPE_CHECKING:
+    from io import FileIO
+
     from sft_engine.flow import Run
 
 LIBRARIES = (
@@ -43,6 +45,7 @@ class Recorder:
 
     run: Run
     show: Callable[[dict[str, Any]], None]
+    _file: FileIO | None = None
 
     @property
     def path(self) -> Path:
@@ -57,10 +60,17 @@ class Recorder:
         """
         if not self.run.is_main:
             return
-        append_line(self.path, record)
+        # Opening it anew for each record would cost more than writing it.
+        self._file = self._file or open_lines(self.path)
+        append_line(self._file, self.path, record)
         self.show(record)
         if self.run.hooks.sft_log is not None:
             self.run.hooks.sft_log(run=self.run, record=record)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
 
     def size(self) -> int:
         """Return the bytes written so far, which a checkpoint remembers."""
@@ -72,19 +82,32 @@ class Recorder:
             os.truncate(self.path, size)
 
 
-def append_line(path: Path, record: dict[str, Any]) -> None:
+def open_lines(path: Path) -> FileIO:
+    """Open a file to append lines to it, each of which is there once it is written.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        return path.open("ab", buffering=0)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def append_line(file: FileIO, path: Path, record: dict[str, Any]) -> None:
     """Append a JSON line, whole or not at all; NaN is written as NaN.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    size = path.stat().st_size if path.exists() else 0
+    line = f"{json.dumps(record)}\n".encode()
+    written = 0
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        while written < len(line):
+            written += file.write(line[written:])
     except OSError as error:
         with contextlib.suppress(OSError):
-            os.truncate(path, size)
+            os.truncate(path, path.stat().st_size - written)
         raise cannot_write(path, error) from error
 
 

@@ -151,6 +151,7 @@ def train(
             if built.run.hooks.sft_teardown is not None:
                 for failure in built.run.hooks.sft_teardown(run=built.run, error=error):
                     progress.say(f"while ending: {failure}")
+            session.recorder.close()
             session.take_back()
             progress.close()
 

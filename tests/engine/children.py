@@ -7,6 +7,7 @@ exit code, signal handlers and process group. It starts in a fraction of a secon
 from __future__ import annotations
 
 import errno
+import io
 import multiprocessing
 import os
 import resource
@@ -231,12 +232,25 @@ def set_trap(trap: Trap, folder: Path) -> None:
 
 
 def watch_writers(reached: Callable[..., None]) -> None:
-    """Watch what raises no audit event: fsync, and the writer of safetensors, also half-way."""
+    """Watch what raises no audit event: fsync, lines of records, and the writer of safetensors, also half-way."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from sft_engine import checkpoint
+    from sft_engine import checkpoint, records
     from sft_engine.testing import tiny
+
+    open_lines = records.open_lines
+
+    class Lines(io.FileIO):
+        def write(self, line):
+            reached(f"append {Path(self.name).name}")
+            return super().write(line)
+
+    def watched_lines(path):
+        open_lines(path).close()
+        return Lines(path, "ab")
+
+    records.open_lines = watched_lines
 
     def watched(tensors, path):
         def half() -> None:
