@@ -134,7 +134,7 @@ def fetch(
     else:
         examples = split.examples.__getitems__(ids)
     inputs = backbone.collate(examples)
-    return Batch(inputs=inputs, targets=task.targets(examples, inputs), ids=ids)
+    return Batch(inputs, task.targets(examples, inputs), ids, split=split.name)
 
 
 def _taken(tensors: dict[str, Any], task: Task, split: Split, ids: list[int]) -> Batch:
@@ -142,7 +142,7 @@ def _taken(tensors: dict[str, Any], task: Task, split: Split, ids: list[int]) ->
     if names is None:
         names = split.target_names = frozenset(task.targets(split.examples.__getitems__(ids), {}))
     targets = {name: tensors.pop(name) for name in names}
-    return Batch(inputs=tensors, targets=targets, ids=ids)
+    return Batch(inputs=tensors, targets=targets, ids=ids, split=split.name)
 
 
 def evaluation_batches(

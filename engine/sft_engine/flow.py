@@ -75,6 +75,7 @@ class Batch:
         ids: Index of each example in its split.
         units: What this micro-batch counts of each unit: `item`, `token`.
         real: False for the stand-in of a rank that has nothing in this micro-step; its loss counts 0.
+        split: Name of the split that the examples are of; empty if they are of none.
     """
 
     inputs: dict[str, Tensor]
@@ -82,6 +83,7 @@ class Batch:
     ids: list[int]
     units: dict[str, float] = field(default_factory=dict)
     real: bool = True
+    split: str = ""
 
     def to(self, device: torch.device) -> None:
         """Move the tensors in place."""

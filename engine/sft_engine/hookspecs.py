@@ -177,7 +177,7 @@ def sft_micro_step(run: Run, batch: Batch) -> Iterator[None]:  # type: ignore[em
 
     When: each micro-batch. Ranks: all. May change: embeddings, weights or gradients around the inner
     step; `run.forward_backward(batch)` runs the inner step once more and adds to the gradients.
-    Returns: what the inner step returned.
+    The `yield` raises what the inner step raises, and gives nothing. Returns: nothing.
     """
 
 
