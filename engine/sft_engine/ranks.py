@@ -103,6 +103,9 @@ def together(accelerator: Accelerator) -> Iterator[None]:
         accelerator, None if own is None else report_of(own, accelerator.process_index)
     )
     if own is not None:
+        if isinstance(own, SftError):  # what a lower rank says too is said once
+            before = reports[: accelerator.process_index]
+            own.elsewhere = any(r is not None and r["message"] == str(own) for r in before)
         raise own
     for report in reports:
         if report is not None:
