@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from bench.measurement import Result, common_arguments
 
@@ -18,8 +19,11 @@ def importing(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
-# Our command line goes here as "ours-help", "ours-plugins" and "ours-check": the command as a
-# list, with the `sft-engine` script that stands beside sys.executable.
+def ours(*words: str) -> list[str]:
+    """Our command: the script that stands beside this interpreter."""
+    return [str(Path(sys.executable).with_name("sft-engine")), *words]
+
+
 VARIANTS: dict[str, list[str]] = {
     "python": importing("pass"),
     "click-pluggy": importing("import click, pluggy"),
@@ -30,6 +34,9 @@ VARIANTS: dict[str, list[str]] = {
     "fastai": importing("from fastai.vision.all import Learner"),
     "pta": importing("import pytorch_accelerated"),
     "timm": importing("import timm"),
+    "ours-help": ours("--help"),
+    "ours-plugins": ours("plugins"),
+    "ours-check": ours("check", "recipes/bert_tweets.toml"),
 }
 
 
