@@ -1,6 +1,6 @@
 """Every comparison at its full size, one after the other: `python -m bench [FOLDER]`.
 
-Takes an hour or so on two cores that have nothing else to do. Prints three tables and writes
+Takes two hours or so on two cores that have nothing else to do. Prints a table for each and writes
 what was measured to FOLDER, `bench/results` by default.
 """
 
@@ -22,7 +22,8 @@ def main() -> None:
         raise SystemExit(
             f"not installed: {', '.join(missing)}; run: pip install -e '.[bench-peers]'"
         )
-    from bench import overhead_variants, startup, text_variants
+    from bench import frozen_variants, overhead_variants, startup, text_variants, vision_variants
+    from bench.vision_work import MODELS
 
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "bench/results")
     folder.mkdir(parents=True, exist_ok=True)
@@ -31,10 +32,17 @@ def main() -> None:
         "startup": [*startup.VARIANTS, "--rounds", "5"],
         "overhead": [*overhead_variants.VARIANTS, "--rounds", "10"],
         "text": [*text_variants.VARIANTS, "--rounds", "5", "--threads", cores],
+        "frozen": [
+            *frozen_variants.VARIANTS,
+            *("--rounds", "5", "--threads", cores, "--reference", "article"),
+        ],
     }
-    for benchmark, words in comparisons.items():
-        print(f"\n## {benchmark}\n", flush=True)
-        paired.main([benchmark, *words, "--json", str(folder / f"{benchmark}.json")])
+    vision = ["vision", *vision_variants.VARIANTS, "--rounds", "5", "--threads", cores]
+    runs = {name: ([name, *words], []) for name, words in comparisons.items()}
+    runs |= {f"vision-{model}": (vision, ["--", "--model", model]) for model in MODELS}
+    for name, (words, arguments) in runs.items():
+        print(f"\n## {name}\n", flush=True)
+        paired.main([*words, "--json", str(folder / f"{name}.json"), *arguments])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch import nn
 
 from bench.overhead_work import OverheadWork
 from bench.text_work import TextWork
+from bench.vision_work import VisionWork
 from sft_engine import LayerGroup, hookimpl
 from sft_engine.assemble import assemble
 from sft_engine.builtin.examples import TensorExamples
@@ -57,6 +58,7 @@ warmup = 0
 every_epochs = 0
 """
 
+VISION = OVERHEAD.replace("bench/mlp", "bench/vision").replace("decay_all = true\n", "")
 TEXT = OVERHEAD.replace("bench/vectors", "text-classification").replace("bench/mlp", "bench/bert")
 DEFAULTS = TEXT.replace('precision = "fp32"\ndecay_all = true\n', "")
 """What a recipe gets that says nothing: buckets, bf16 where the processor has it, fused steps."""
@@ -142,6 +144,39 @@ class Bert(Transformers):
         return [LayerGroup("all", tuple(name for name, _ in model.named_parameters()))]
 
 
+class ChannelsLast(TensorExamples):
+    """Examples whose pictures are stacked with the channels innermost, as image backbones do it."""
+
+    def take(self, ids: Any) -> dict[str, torch.Tensor]:
+        """Return the stacked columns."""
+        taken = super().take(ids)
+        taken["inputs"] = taken["inputs"].contiguous(memory_format=torch.channels_last)
+        return taken
+
+
+class Vision(Mlp):
+    """The work's network of convolutions.
+
+    Args:
+        channels_last: Memory format; image backbones choose it for such networks.
+    """
+
+    def __init__(self, channels_last: bool = True) -> None:
+        self.channels_last = channels_last
+
+    def encode(self, rows: Dataset, task: Any) -> TensorExamples:
+        """Return the work's own pictures."""
+        columns = {"inputs": WORK["now"].inputs, "label": torch.tensor(rows["label"])}
+        return (ChannelsLast if self.channels_last else TensorExamples)(columns)
+
+    def build(self, task: Any) -> nn.Module:
+        """Return the work's network in the memory format."""
+        model = super().build(task)
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model
+
+
 class Padding:
     """As much of a tokenizer as padding takes."""
 
@@ -193,6 +228,7 @@ def train(work: Any, recipe: str) -> Any:
         catalog.add("task", "bench/vectors", "bench.ours:VectorClassification", "Vectors.")
         catalog.add("data", "bench/rows", "bench.ours:Rows", "Rows of the work.")
         catalog.add("backbone", "bench/mlp", "bench.ours:Mlp", "Model of the work.")
+        catalog.add("backbone", "bench/vision", "bench.ours:Vision", "Network of the work.")
         catalog.add("backbone", "bench/bert", "bench.ours:Bert", "Model of the work.")
         catalog.add("extension", "bench/hooks", "bench.ours:EveryHook", "Listens to everything.")
 
@@ -207,6 +243,7 @@ def train(work: Any, recipe: str) -> Any:
         loop = session.loop()
         with work.timer:
             loop.train()
+        session.recorder.close()
         return session.run.model
 
 
@@ -215,6 +252,14 @@ def overhead(work: OverheadWork, *, hooks: bool = False) -> nn.Module:
     model: nn.Module = train(
         work, OVERHEAD + ('[[extension]]\nuse = "bench/hooks"\n' if hooks else "")
     )
+    return model
+
+
+def vision(work: VisionWork, *, precision: str = "auto", channels_last: bool = True) -> nn.Module:
+    """The engine on pictures; both settings are what a recipe that says nothing gets."""
+    recipe = VISION.replace('precision = "fp32"', f'precision = "{precision}"')
+    backbone = f'use = "bench/vision"\nchannels_last = {str(channels_last).lower()}'
+    model: nn.Module = train(work, recipe.replace('use = "bench/vision"', backbone))
     return model
 
 

@@ -1,6 +1,6 @@
 """Run variants of a benchmark in turn, A B C A B C ..., and print their ratios.
 
-usage: python -m bench.paired {overhead,text,startup} VARIANT VARIANT ... [options] [-- ARGUMENTS]
+usage: python -m bench.paired {overhead,text,vision,frozen,startup} VARIANT VARIANT ... [options] [-- ARGUMENTS]
 
 A shared machine is faster in one minute than in the next. Runs of one round stand side by side,
 so their ratio is steadier than their times: it is what to quote.
@@ -134,7 +134,7 @@ def options_of(words: list[str]) -> argparse.Namespace:
     """Read the command line; what follows `--` goes to the benchmark itself."""
     cut = words.index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("benchmark", choices=["overhead", "text", "startup"])
+    parser.add_argument("benchmark", choices=["overhead", "text", "vision", "frozen", "startup"])
     parser.add_argument("variants", nargs="+", metavar="VARIANT", help="in the order they take")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--warm-up", type=int, default=1, help="rounds run first, not counted")

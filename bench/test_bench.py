@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +12,12 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from bench import overhead, paired
+from bench import frozen, overhead, paired, vision, vision_variants
 from bench.measurement import Result, Timer, readable
 from bench.overhead_variants import Variant, by_hand, loader_of
 from bench.overhead_work import OverheadWork
 from bench.text_work import FAMILY_END, pad, sentences
+from bench.vision_work import label
 
 
 def rounds_of(*pairs: tuple[float, float]) -> paired.Rounds:
@@ -176,3 +179,40 @@ def test_padding_is_masked() -> None:
     assert batch["input_ids"].tolist() == [[7, 8, 9], [11, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("variant", ["raw", "ours", "timm"])
+def test_vision_variants_do_the_same_work(variant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    vision.check(vision_variants.VARIANTS[variant], "resnet18", seed=0)
+    assert "same work" in capsys.readouterr().out
+
+
+def test_label_of_a_picture_is_its_brightest_channel() -> None:
+    images = torch.zeros(2, 3, 4, 4)
+    images[0, 2], images[1, 0] = 1.0, 0.5
+    assert label(images).tolist() == [2, 0]
+
+
+def test_peak_memory_counts_what_was_held() -> None:
+    code = (
+        "import torch; from bench.vision import peak_memory; before = peak_memory();"
+        "torch.ones(300, 2**18).sum(); print(peak_memory() - before)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=paired.ROOT
+    )
+    assert 250 < float(ended.stdout) < 400, ended.stderr
+
+
+@pytest.mark.parametrize("variant", ["once", "ours"])
+def test_frozen_variants_do_the_same_work(
+    variant: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SFT_ENGINE_CACHE", "set by the variant")  # and given back afterwards
+    frozen.check(variant, seed=0)
+    assert "same work" in capsys.readouterr().out
+
+
+def test_articles_features_are_others() -> None:
+    with pytest.raises(SystemExit, match="leaves the trunk in training mode"):
+        frozen.check("article", seed=0)

@@ -122,7 +122,8 @@ and any number of `[[tables]]` for each of these:
 `use` is the component's name; every other key is an [option of that component](components.md).
 `[task]`, `[data]` and `[backbone]` must be there; without `[optimizer]` and `[schedule]` a recipe gets AdamW
 and a linear schedule with warm-up. `extends = "base.toml"` inherits all keys of another recipe.
-The tables below belong to the engine; `[data]` holds keys of the engine and of the data component."""
+The tables below belong to the engine; `[data]` and `[[stream]]` hold keys of the engine and of the data
+component. [Phases and streams](../phases.md) says what the last two are for."""
 
 
 def recipes_page() -> str:
@@ -146,6 +147,8 @@ ENGINE_TABLES = {
     "`[evaluation]`": "EvaluationSettings",
     "`[checkpoint]`": "CheckpointSettings",
     "`[data]`": "DataSettings",
+    "`[[stream]]`": "StreamSettings",
+    "`[[phase]]`": "PhaseSettings",
     "`seed` and `[seeds]`": "SeedSettings",
 }
 

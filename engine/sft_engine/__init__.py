@@ -13,6 +13,7 @@ from sft_engine.errors import (
     CheckpointError,
     DataError,
     DivergedError,
+    ExportError,
     Interrupted,
     OutOfMemoryError,
     OutputError,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from sft_engine.flow import Action, Batch, Clock, LossTerm, Run, Split, Verdict, View
     from sft_engine.hookspecs import hookimpl
     from sft_engine.recipe import Problem, Recipe, load_recipe
-    from sft_engine.verbs import evaluate, predict, resume, run, verify_resume
+    from sft_engine.verbs import evaluate, export, predict, resume, run, verify_resume
 
 _LAZY = {
     "plan": "catalog",
@@ -47,6 +48,7 @@ _LAZY = {
     "Verdict": "flow",
     "View": "flow",
     "evaluate": "verbs",
+    "export": "verbs",
     "predict": "verbs",
     "resume": "verbs",
     "run": "verbs",
@@ -61,6 +63,7 @@ __all__ = [
     "Clock",
     "DataError",
     "DivergedError",
+    "ExportError",
     "Head",
     "Interrupted",
     "LayerGroup",
@@ -76,6 +79,7 @@ __all__ = [
     "Verdict",
     "View",
     "evaluate",
+    "export",
     "hookimpl",
     "load_recipe",
     "logits_of",

@@ -14,10 +14,18 @@ from sft_engine.devices import Precision, choose_precision, make_accelerator, se
 from sft_engine.dispatch import RunHooks
 from sft_engine.errors import DataError, RecipeError
 from sft_engine.feed import Feed
-from sft_engine.flow import Active, Clock, ParameterGroup, Run, Seeds, Split
+from sft_engine.flow import TARGET, Active, Clock, ParameterGroup, Run, Seeds, Split, split_of
 from sft_engine.preflight import Finding, preflight
-from sft_engine.preparation import fingerprint, prepare_given, prepare_splits
+from sft_engine.preparation import (
+    fingerprint,
+    prepare_given,
+    prepare_splits,
+    prepare_stream,
+    settle,
+)
 from sft_engine.records import library_versions
+from sft_engine.streams import Streams, plan_phases
+from sft_engine.tables import table_roles
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -35,7 +43,7 @@ class Assembled:
 
     Args:
         run: The run, wrapped and ready.
-        feed: This rank's training batches.
+        feed: This rank's training batches of every stream.
         precision: Autocast and gradient scaler.
         base_lr: Learning rate of each parameter group before the schedule.
         findings: What the preflight saw.
@@ -43,7 +51,7 @@ class Assembled:
     """
 
     run: Run
-    feed: Feed
+    feed: Streams
     precision: Precision
     base_lr: list[float]
     findings: list[Finding]
@@ -101,8 +109,8 @@ def assemble(
     build_model(run)
     _check_all(accelerator, check)
     base_lr = build_optimizer(run, _one(active, "optimizer"))
-    feed = build_feed(run)
-    run.clock = make_clock(plan, feed)
+    feed = build_streams(run)
+    run.phases, run.clock = feed.phases, make_clock(feed)
     wrap(run)
     return Assembled(run, feed, precision, base_lr, findings, fingerprints)
 
@@ -215,8 +223,35 @@ def build_data(run: Run) -> tuple[dict[str, Split], dict[str, str]]:
         The splits by name, and a content hash of each.
     """
     source = _one(run.active, "data")
-    rows = prepare_splits(source.load(), run.plan.data, run.task, run.seeds)
+    raw = source.load()
+    data = settle(raw, run.plan.data, run.task, run.backbone, _name_in(run.plan))
+    run.plan = replace(run.plan, data=data)
+    rows = prepare_splits(raw, data, run.task, run.seeds, load_streams(run))
     return encode_splits(rows, run.task, run.backbone)
+
+
+def _name_in(plan: Plan) -> Callable[[str], str]:
+    """Return what gives the name of a kind's component in the recipe."""
+    return lambda kind: next(planned.name for planned in plan.all(kind))
+
+
+def _tables_of(run: Run) -> dict[str, str | list[str]]:
+    """Return the columns of the target data's tables: those of a stream have the same names."""
+    return {role: c for role, c in run.plan.data.columns.items() if role in table_roles(run.task)}
+
+
+def load_streams(run: Run) -> dict[str, Dataset]:
+    """Load the training rows of every stream beside the target data, by its name."""
+    sources = [active.component for active in run.active if active.planned.kind == "stream"]
+    return {
+        settings.name: prepare_stream(
+            source.load(),
+            replace(settings, columns=_tables_of(run) | settings.columns),
+            run.task,
+            order.mix(run.seeds.subset, order.name_key(settings.name)),
+        )
+        for source, settings in zip(sources, run.plan.streams, strict=True)
+    }
 
 
 def encode_splits(
@@ -244,6 +279,7 @@ def judge_data(run: Run) -> list[Finding]:
         {name: split.rows for name, split in run.splits.items()},
         run.task,
         {name: split.examples for name, split in run.splits.items()},
+        [stream.name for stream in run.plan.streams],
     )
     for finding in findings:
         if finding.level == "stop":
@@ -354,18 +390,34 @@ def merged(groups: list[ParameterGroup]) -> list[ParameterGroup]:
     return list(joined.values())
 
 
-def build_feed(run: Run) -> Feed:
-    """Build this rank's feed; a micro-batch is as large as the batch size and the ranks allow."""
-    train = run.plan.train
+def build_streams(run: Run) -> Streams:
+    """Build this rank's feeds, and the phases that they feed."""
+    sizes = {TARGET: 0, **{stream.name: stream.batch_size for stream in run.plan.streams}}
+    feeds = {name: build_feed(run, name, size) for name, size in sizes.items()}
+    windows = {name: feed.windows_per_epoch for name, feed in feeds.items()}
+    return Streams(feeds, plan_phases(run.plan, windows))
+
+
+def build_feed(run: Run, stream: str = TARGET, batch_size: int = 0) -> Feed:
+    """Build this rank's feed of a stream; a micro-batch is as large as batch size and ranks allow.
+
+    Args:
+        run: The run; its splits are there.
+        stream: Its name; order and noise of all but the target data depend on it.
+        batch_size: Examples of a window; 0 means `train.batch_size`.
+    """
+    train, seeds = run.plan.train, run.seeds
     world = run.accelerator.num_processes
+    size = batch_size or train.batch_size
+    key = () if stream == TARGET else (order.name_key(stream),)
     return Feed(
-        split=run.splits["train"],
+        split=run.splits[split_of(stream)],
         task=run.task,
         backbone=run.backbone,
-        batch_size=train.batch_size,
-        micro_batch_size=train.micro_batch_size or -(-train.batch_size // world),
-        order_seed=run.seeds.order,
-        noise_seed=run.seeds.noise,
+        batch_size=size,
+        micro_batch_size=train.micro_batch_size or -(-size // world),
+        order_seed=order.mix(seeds.order, *key) if key else seeds.order,
+        noise_seed=order.mix(seeds.noise, *key) if key else seeds.noise,
         buckets=train.length_buckets,
         rank=run.accelerator.process_index,
         world=world,
@@ -373,11 +425,13 @@ def build_feed(run: Run) -> Feed:
     )
 
 
-def make_clock(plan: Plan, feed: Feed) -> Clock:
+def make_clock(feed: Streams) -> Clock:
     """Return the clock of a run that has not begun."""
-    steps_per_epoch = feed.windows_per_epoch
-    total = plan.train.steps or max(1, round(plan.train.epochs * steps_per_epoch))
-    return Clock(total_steps=total, steps_per_epoch=steps_per_epoch)
+    phases = feed.phases
+    total = sum(phase.steps for phase in phases)
+    clock = Clock(total_steps=total, steps_per_epoch=phases[0].steps_per_epoch)
+    clock.follow(phases[0])
+    return clock
 
 
 def _new_run(

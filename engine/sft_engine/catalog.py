@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_engine.components import KINDS
+from sft_engine.drafts import PHASE, STREAM
 from sft_engine.entries import Catalog, Entry
 from sft_engine.errors import RecipeError, SftError
 from sft_engine.options import check_options
+from sft_engine.phase_tables import plan_parts
 from sft_engine.recipe import (
     DATA_KEYS,
     DEFAULT_USE,
+    STREAM_KEYS,
     ComponentRef,
     Problem,
     Recipe,
@@ -31,7 +34,9 @@ from sft_engine.settings import (
     CheckpointSettings,
     DataSettings,
     EvaluationSettings,
+    PhaseSettings,
     SeedSettings,
+    StreamSettings,
     TrainSettings,
 )
 from sft_engine.signatures import Signature, signature_of
@@ -83,8 +88,8 @@ class Planned:
 
     @property
     def kind(self) -> str:
-        """Such as `optimizer`."""
-        return self.entry.kind
+        """Such as `optimizer`; `stream` for data that a `[[stream]]` names."""
+        return STREAM if self.key.startswith(f"{STREAM}[") else self.entry.kind
 
     @property
     def name(self) -> str:
@@ -137,6 +142,8 @@ class Plan:
         checkpoint: `[checkpoint]`.
         components: In the order of the recipe, then the defaults for kinds it does not name.
         catalog: All that is installed.
+        streams: The engine's part of each `[[stream]]`.
+        phases: Each `[[phase]]`; none for a recipe without phases.
     """
 
     recipe: Recipe
@@ -147,6 +154,8 @@ class Plan:
     checkpoint: CheckpointSettings
     components: tuple[Planned, ...]
     catalog: Catalog = field(repr=False, compare=False)
+    streams: tuple[StreamSettings, ...] = ()
+    phases: tuple[PhaseSettings, ...] = ()
 
     def one(self, kind: str) -> Planned | None:
         """Return the component of a kind that a recipe has once, or None."""
@@ -161,6 +170,8 @@ class Plan:
         tables: dict[str, Any] = {}
         for planned in self.components:
             table = {"use": planned.name, **_written(planned.options)}
+            if planned.kind == STREAM:
+                table = self._stream_table(len(tables.get(STREAM, ())), table)
             if planned.key == planned.kind:
                 tables[planned.kind] = table
             else:
@@ -168,9 +179,16 @@ class Plan:
         tables["data"] |= _written(_asdict(self.data))
         for key in ("train", "evaluation", "checkpoint"):
             tables[key] = _written(_asdict(getattr(self, key)))
+        if self.phases:
+            tables[PHASE] = [_written(_asdict(phase)) for phase in self.phases]
         seeds = _written(_asdict(self.seeds))
         tables |= {"seed": seeds.pop("seed"), "seeds": seeds}
         return parse_recipe(dump_tables(tables), self.recipe.name)
+
+    def _stream_table(self, index: int, table: dict[str, Any]) -> dict[str, Any]:
+        """Add the engine's keys; options of the same name go to `data`."""
+        own = {"data": {key: table[key] for key in table if key in STREAM_KEYS}}
+        return table | _written(_asdict(self.streams[index])) | own
 
     def resolve(self, name: str) -> str:
         """Turn a name of weights into a local folder, fetching it if need be, or return it unchanged.
@@ -207,12 +225,20 @@ def plan(recipe: Recipe, plugins: Plugins | None = None) -> Plan:
         problems += found
         components += [planned] if planned else []
     settings, found = _plan_settings(recipe)
-    if problems + found:
-        raise recipe.error(problems + found)
+    parts, wrong = plan_parts(recipe)
+    if problems + found + wrong:
+        raise recipe.error(problems + found + wrong)
     owners = {planned.entry.distribution for planned in components}
     if between := plugins.check_recipe(recipe, owners):
         raise recipe.error(between)
-    return Plan(recipe=recipe, components=tuple(components), catalog=plugins.catalog, **settings)
+    return Plan(
+        recipe=recipe,
+        components=tuple(components),
+        catalog=plugins.catalog,
+        streams=parts.streams,
+        phases=parts.phases,
+        **settings,
+    )
 
 
 def _missing_kinds(recipe: Recipe) -> Iterable[Problem]:
@@ -228,18 +254,36 @@ def _defaults(recipe: Recipe) -> list[ComponentRef]:
 def _plan_component(
     recipe: Recipe, ref: ComponentRef, plugins: Plugins
 ) -> tuple[Planned | None, list[Problem]]:
-    entry = plugins.catalog.get(ref.kind, ref.use)
+    kind = _kind_of(ref)
+    entry = plugins.catalog.get(kind, ref.use)
     if entry is None:
         return None, [_unknown_name(ref, plugins)]
     where = str(recipe.origin(ref.key))
     signature = _signature(entry, f'{where}: {ref.key} "{ref.use}" of {entry.owner}')
-    others = DATA_KEYS if ref.kind == "data" else ()
+    others = {"data": DATA_KEYS, STREAM: STREAM_KEYS}.get(ref.kind, ())
     options, problems = check_options(
-        signature, ref.options, key=ref.key, owner=f'{ref.kind} "{ref.use}"', others=others
+        signature, ref.options, key=ref.key, owner=f'{kind} "{ref.use}"', others=others
     )
-    if hidden := set(others) & set(signature.names):
+    hidden = set(others) & set(signature.names)
+    if ref.kind == STREAM:
+        problems = [_in_data_table(ref, problem, hidden) for problem in problems]
+    elif hidden:
         problems.append(_hides_engine_keys(ref, entry, sorted(hidden)))
     return Planned(ref.key, entry, options, ref.line, where), problems
+
+
+def _kind_of(ref: ComponentRef) -> str:
+    """A stream is a `data` component in another place."""
+    return "data" if ref.kind == STREAM else ref.kind
+
+
+def _in_data_table(ref: ComponentRef, problem: Problem, hidden: set[str]) -> Problem:
+    """Say that an option with the name of an engine key is written below `data`."""
+    name = problem.key.removeprefix(f"{ref.key}.")
+    if name not in hidden:
+        return problem
+    hint = f"write it as `data = {{{name} = ...}}`, because `{name}` itself is the stream's"
+    return Problem(f"{ref.key}.data.{name}", problem.message, hint)
 
 
 def _hides_engine_keys(ref: ComponentRef, entry: Entry, hidden: list[str]) -> Problem:
@@ -299,8 +343,9 @@ def _plan_seeds(recipe: Recipe) -> tuple[SeedSettings | None, list[Problem]]:
 
 
 def _unknown_name(ref: ComponentRef, plugins: Plugins) -> Problem:
-    names = [e.name for e in plugins.catalog.entries(ref.kind)]
-    message = f'found "{ref.use}", which no installed plugin offers as {ref.kind}'
+    kind = _kind_of(ref)
+    names = [e.name for e in plugins.catalog.entries(kind)]
+    message = f'found "{ref.use}", which no installed plugin offers as {kind}'
     elsewhere = [e.kind for e in plugins.catalog.entries() if e.name == ref.use]
     if elsewhere:
         kinds = " and ".join(f"`{kind}`" for kind in elsewhere)
@@ -308,7 +353,7 @@ def _unknown_name(ref: ComponentRef, plugins: Plugins) -> Problem:
     near = suggest(ref.use, names)
     hints = [near or choices(names), *map(str, plugins.broken)]
     if not near:
-        hints.append(_home(ref.kind, ref.use, {p.distribution for p in plugins.loaded}))
+        hints.append(_home(kind, ref.use, {p.distribution for p in plugins.loaded}))
     return Problem(f"{ref.key}.use", message, "; ".join(hint for hint in hints if hint))
 
 

@@ -75,6 +75,7 @@ def restore(run: Run, state: dict[str, Any], *, generators: bool = True) -> None
             active.component.load_state_dict(_own_state(run, state["components"][active.key]))
     for name, value in state["position"].items():
         setattr(run.clock, name, value)
+    run.clock.follow(run.phase)
     run.control.stop = state["stop"]
     run.metrics = state["metrics"]
     if generators:

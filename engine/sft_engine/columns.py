@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from datasets import Dataset
     from numpy.typing import NDArray
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
 ROW = "row"
 """Column with the number of a row in the split of the source that it comes from."""
 
+IMAGE = "image"
+"""Role of a column of images."""
+IMAGE_DIGEST, IMAGE_WIDTH, IMAGE_HEIGHT = "image_digest", "image_width", "image_height"
+"""Columns that the check of images adds: hash of the content, pixels."""
+
 _BATCH = 10_000
+_FOLDER = "sft_folder"
 
 
 def column_of(rows: Dataset, name: str) -> Any:
@@ -87,6 +94,18 @@ def _scattered(
     return stored
 
 
+def with_folder(rows: Dataset, folder: Path) -> Dataset:
+    """Note on a split that a source has just read what its relative paths start from."""
+    setattr(rows, _FOLDER, folder)  # no place in `datasets` for it; selections lose it
+    return rows
+
+
+def folder_of(rows: Dataset) -> Path | None:
+    """Return what relative paths of a split start from, where its source knows."""
+    folder: Path | None = getattr(rows, _FOLDER, None)
+    return folder
+
+
 def row_numbers(rows: Dataset) -> NDArray[np.int64]:
     """Return the number of each row in its source: the column `row`, else the position."""
     if ROW in rows.column_names:
@@ -127,10 +146,12 @@ def fingerprint(rows: Dataset) -> str:
     """Hash names, types and content of all columns in the order of the rows: 32 hex digits.
 
     The same in every process and for every way in which the rows are stored: selected or copied, in
-    one piece or in many, from a csv or a parquet file.
+    one piece or in many, from a csv or a parquet file. Images count by the hash of their content, where
+    it is known: not by the folder that they are in on this machine.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(rows.column_names):
+    names = set(rows.column_names) - ({IMAGE} if IMAGE_DIGEST in rows.column_names else set())
+    for name in sorted(names):
         digest.update(f"{name}\0".encode())
         for part in _parts(rows, name, _BATCH):
             _hash(digest, part)

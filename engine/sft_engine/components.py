@@ -56,6 +56,8 @@ class Capabilities:
         changes_labels: Targets after `sft_batch` may be soft (class probabilities).
         deterministic: Gives the same result for the same position of the run.
         rolls_back: May answer `sft_step_verdict` with "roll back".
+        replayable: Its hooks that get a batch or outputs read neither inputs nor hidden states, and
+            change no frozen weight, so that replay may stand in for the frozen part of the model.
     """
 
     unused_parameters: bool = False
@@ -63,6 +65,7 @@ class Capabilities:
     changes_labels: bool = False
     deterministic: bool = True
     rolls_back: bool = False
+    replayable: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,9 @@ class Task(Protocol):
     """Kind `task`: what is learned, independent of the backbone.
 
     An implementation may add `strata(rows) -> array or None`, a class code for each raw row, so that
-    splits and subsets keep the shares of the classes.
+    splits and subsets keep the shares of the classes; and `found_names(rows, split) -> tuple of str`,
+    the label names of raw training rows, so that several streams can share one head; and `tables`, a
+    set of input roles that are made of several columns of numbers (a list of floats in every row).
 
     Attributes:
         inputs: Roles of input columns, `{"text": True, "text_pair": False}`; True means required.
@@ -179,7 +184,15 @@ class Task(Protocol):
 class Backbone(Protocol):
     """Kind `backbone`: a pretrained model with its preprocessing.
 
-    The engine calls `open` first, then `encode` for each split, then `build`.
+    The engine calls `open` first, then `encode` for each split, training first, then `build`. An
+    implementation may add `accepts`, a frozenset of the input roles that it takes; a recipe whose task
+    needs another one is refused.
+
+    For `sft-engine export` an implementation may add: `export_formats`, a class attribute, the names of
+    the formats that `save` writes, such as `("hf",)`; `load_exported(folder, format) -> nn.Module or
+    None`, which reads such a folder by the library alone, so that `forward` can run what a stranger
+    would get (None if the library cannot read all of it); and `preprocessing() -> dict`, JSON values that
+    say what happens to an example before the model sees it.
     """
 
     def open(self, resolve: Resolve) -> None:
@@ -236,7 +249,10 @@ class Schedule(Protocol):
     """
 
     def factor(self, step: int, total: int) -> float:
-        """Return the learning rate of the step with this index (0 .. total - 1) as a share of `lr`."""
+        """Return the learning rate of the step with this index (0 .. total - 1) as a share of `lr`.
+
+        Both count within the current phase.
+        """
         ...
 
 

@@ -115,6 +115,7 @@ class Console:
         self._began = (self._clock(), run.clock.step)
         self._shown = run.clock.step // self._interval() - 1
         self._status = Status(run.clock.step, run.clock.total_steps, run.clock.steps_per_epoch)
+        self._status.phases = run.phases[1:] != ()
         self.say(first_line(run, precision))
         self.say(second_line(run))
         if self._main and not self.quiet and self._out.is_interactive:
@@ -235,12 +236,15 @@ class Status:
         total: Steps of the run.
         steps_per_epoch: Steps of one epoch.
         metric: Latest evaluation, as text.
+        phases: Whether there are several, so that the live line names the current one.
     """
 
     step: int = 0
     total: int = 1
     steps_per_epoch: int = 1
     metric: str = ""
+    phases: bool = False
+    _phase: str = field(default="", init=False)
     _loss: str = field(default="", init=False)
     _speed: str = field(default="", init=False)
     _left: str = field(default="", init=False)
@@ -248,6 +252,7 @@ class Status:
     def see(self, record: Mapping[str, Any], left: str) -> None:
         """Take over a training record."""
         self.step = int(record["step"])
+        self._phase = str(record.get("phase", ""))
         self._loss = f"loss {number(record.get('loss', math.nan))}"
         self._speed = f"{record.get('examples_per_second', math.nan):.1f} examples/s"
         self._left = f"{left} left" if left else ""
@@ -256,7 +261,9 @@ class Status:
         """Return the parts of the line that fit into a width, most important ones kept."""
         epochs = self.total / self.steps_per_epoch
         parts = [
-            f"epoch {min(self.step / self.steps_per_epoch, epochs):.2f}/{epochs:g}",
+            self._phase
+            if self.phases
+            else f"epoch {min(self.step / self.steps_per_epoch, epochs):.2f}/{epochs:g}",
             f"step {self.step}/{self.total}",
             self._loss,
             self._speed,

@@ -43,14 +43,21 @@ def second_line(run: Run) -> str:
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in run.splits.items())
     clock = run.clock
     return (
-        f"examples: {sizes}; {clock.total_steps:,} steps, {clock.steps_per_epoch:,} an epoch; "
-        f"run folder {run.folder}"
+        f"examples: {sizes}; {clock.total_steps:,} steps, {_division(run)}; run folder {run.folder}"
     )
+
+
+def _division(run: Run) -> str:
+    """Say how steps make epochs, or phases."""
+    if not run.phases[1:]:
+        return f"{run.clock.steps_per_epoch:,} an epoch"
+    return "phases " + ", ".join(f"{phase.name} {phase.steps:,}" for phase in run.phases)
 
 
 def train_line(record: Mapping[str, Any], total: int, left: str) -> str:
     """Return a training record as a plain line."""
     fields = {"step": f"{record['step']}/{total}", "epoch": f"{record['epoch']:.2f}"}
+    fields |= {"phase": record["phase"]} if "phase" in record else {}
     for name in ("loss", "lr", "grad_norm", "examples_per_second"):
         if name in record:
             fields[name] = f"{record[name]:.4g}"

@@ -26,6 +26,9 @@ RECIPE_KINDS = tuple(kind for kind in KINDS if kind != "weights")
 
 LIST_KINDS = tuple(kind for kind in RECIPE_KINDS if kind not in SINGLE_KINDS)
 
+STREAM, PHASE = "stream", "phase"
+"""Lists of tables that name no kind: a stream is further data, a phase a part of the training."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -88,7 +91,7 @@ class Draft:
     def _child(self, here: Any, path: KeyPath, so_far: KeyPath) -> Any:
         part = so_far[-1]
         if isinstance(here, dict):
-            is_list = len(so_far) == 1 and part in LIST_KINDS
+            is_list = len(so_far) == 1 and part in (*LIST_KINDS, STREAM, PHASE)
             return here.setdefault(str(part), [] if is_list else {})
         if not isinstance(part, int) or part > len(here):
             _no_such_item(path, so_far[:-1], here)

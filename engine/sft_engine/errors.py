@@ -46,5 +46,9 @@ class OutputError(SftError):
     """The run folder cannot be written: disk full, no permission, or it holds something else."""
 
 
+class ExportError(SftError):
+    """The model cannot be exported, or gives other outputs when it is."""
+
+
 class CheckpointError(SftError):
     """No complete checkpoint can be read, or it does not belong to this recipe."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -151,9 +152,10 @@ def _forward(run: Run, view: View, batch: Batch, precision: Precision) -> Tensor
     if view.model is not None:
         view.model.eval()
     batch.to(run.device)
+    serving = nullcontext() if run.replay is None else run.replay.serving(batch, view)
     if view.perturb is not None:
         view.perturb(run, batch)
-    with torch.no_grad(), precision.autocast():
+    with serving, torch.no_grad(), precision.autocast():
         outputs = run.backbone.forward(model, batch.inputs)
         if not batch.real:
             return {}
@@ -212,7 +214,8 @@ def _publish(run: Run, split_name: str, result: Evaluated) -> None:
             "split": split_name,
             "view": result.view.name,
             "step": run.clock.step,
-            "epoch": run.clock.step / max(run.clock.steps_per_epoch, 1),
+            **run.phase_note,
+            "epoch": run.clock.epochs,
             "seconds": round(result.seconds, 3),
             "examples": len(run.splits[split_name]),
             **result.values,

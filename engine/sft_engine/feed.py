@@ -6,7 +6,7 @@ The loader is not given to Accelerate to shard: every rank takes its own share o
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sft_engine import order
+from sft_engine.errors import SftError
 from sft_engine.flow import Batch
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 @dataclass
 class Feed:
-    """The training batches of one rank.
+    """The training batches of one stream on one rank.
 
     Args:
-        split: The training split.
+        split: The examples.
         task: Collates targets, counts units.
         backbone: Collates inputs, encodes transformed rows.
         batch_size: Examples of a window over all ranks.
@@ -83,12 +84,6 @@ class Feed:
         shares = order.shares(ids, self.rank, self.world, self.micro_batch_size)
         # Two stand in for an empty share: batch norm cannot train on one example.
         return [self._micro_batch(share, epoch, stand_in=ids[:2]) for share in shares]
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Window]:
-        """Yield the windows of an epoch from the one with index `start`."""
-        if self.workers == 0:
-            return (self.window(epoch, i) for i in range(start, self.windows_per_epoch))
-        return _prefetched(self, epoch, start)
 
     def _micro_batch(self, ids: np.ndarray, epoch: int, stand_in: np.ndarray) -> Batch:
         if len(ids):
@@ -172,22 +167,32 @@ def evaluation_batches(
         yield batch
 
 
-class _Windows(Dataset["Window"]):
-    def __init__(self, feed: Feed, epoch: int) -> None:
-        self.feed, self.epoch = feed, epoch
+class _Windows(Dataset["Window | SftError"]):
+    def __init__(self, fetch_window: Callable[[int], Window]) -> None:
+        self.fetch_window = fetch_window
 
-    def __getitem__(self, index: int) -> Window:
-        return self.feed.window(self.epoch, index)
+    def __getitem__(self, index: int) -> Window | SftError:
+        try:
+            return self.fetch_window(index)
+        except SftError as error:
+            return error  # raised here, the loader would wrap the sentence in a traceback
 
 
-def _prefetched(feed: Feed, epoch: int, start: int) -> Iterator[Window]:
-    """Fetch in background processes, which leave signals to the main one."""
-    feed.windows(epoch)
-    loader: DataLoader[Window] = DataLoader(
-        _Windows(feed, epoch),
-        sampler=range(start, feed.windows_per_epoch),
+def prefetched(
+    fetch_window: Callable[[int], Window], indices: Sequence[int], workers: int
+) -> Iterator[Window]:
+    """Fetch windows in background processes, which leave signals to the main one.
+
+    Args:
+        fetch_window: Fetches the window with an index.
+        indices: Which, in which order.
+        workers: Number of processes.
+    """
+    loader: DataLoader[Window | SftError] = DataLoader(
+        _Windows(fetch_window),
+        sampler=indices,
         batch_size=None,
-        num_workers=feed.workers,
+        num_workers=workers,
         # Without a generator of its own, iter() would draw from torch's global stream.
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=_ignore_signals,
@@ -198,7 +203,10 @@ def _prefetched(feed: Feed, epoch: int, start: int) -> Iterator[Window]:
         batches = iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    yield from batches
+    for window in batches:
+        if isinstance(window, SftError):
+            raise window
+        yield window
 
 
 def _ignore_signals(_worker: int) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sft_engine.catalog import Plan, Planned
     from sft_engine.components import Backbone, Examples, LayerGroup, RowTransform, Schedule, Task
     from sft_engine.dispatch import RunHooks
+    from sft_engine.replay.replay import Replay
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,52 @@ class Seeds:
     noise: int
 
 
+TARGET = "data"
+"""The stream that a recipe always has: the training split of its `[data]`."""
+
+
+def split_of(stream: str) -> str:
+    """Return the name in `run.splits` of a stream's examples."""
+    return "train" if stream == TARGET else stream
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the run that is trained in turn, with objective, length and learning rate of its own.
+
+    Args:
+        name: As in the recipe; `train` if the recipe has no phases.
+        streams: Weight of each stream in the objective, by its name; each is in every window.
+        steps: Optimizer steps.
+        steps_per_epoch: Windows of one pass over `data`, or over the first stream if it is not there.
+        lr: Replaces the optimizer's learning rate; None keeps it.
+        start: Steps of all phases before.
+        first_epoch: Epochs, begun ones too, of all phases before.
+    """
+
+    name: str
+    streams: Mapping[str, float]
+    steps: int
+    steps_per_epoch: int
+    lr: float | None = None
+    start: int = 0
+    first_epoch: int = 0
+
+
 @dataclass
 class Clock:
     """Where the run is; the whole of what freezing and schedules may depend on.
 
     Args:
         total_steps: Optimizer steps of the whole run.
-        steps_per_epoch: Windows of one epoch.
+        steps_per_epoch: Windows of one epoch of the current phase.
         step: Windows finished so far in the run.
-        epoch: Index of the current epoch.
+        epoch: Index of the current epoch, counted over all phases.
         window: Windows finished in the current epoch.
         phase: Index of the current phase.
+        phase_start: Step at which the current phase began.
+        phase_steps: Steps of the current phase; 0 means all of the run.
+        phase_epoch: Index of the first epoch of the current phase.
     """
 
     total_steps: int
@@ -53,6 +89,12 @@ class Clock:
     epoch: int = 0
     window: int = 0
     phase: int = 0
+    phase_start: int = 0
+    phase_steps: int = 0
+    phase_epoch: int = 0
+
+    def __post_init__(self) -> None:
+        self.phase_steps = self.phase_steps or self.total_steps
 
     @property
     def progress(self) -> float:
@@ -60,9 +102,30 @@ class Clock:
         return self.step / self.total_steps
 
     @property
+    def phase_progress(self) -> float:
+        """Share of the current phase that is done, 0..1."""
+        return (self.step - self.phase_start) / self.phase_steps
+
+    @property
+    def phase_end(self) -> int:
+        """Step at which the current phase has ended."""
+        return self.phase_start + self.phase_steps
+
+    @property
+    def epochs(self) -> float:
+        """Epochs done, with the part of the current one: what records show."""
+        return self.phase_epoch + (self.step - self.phase_start) / max(self.steps_per_epoch, 1)
+
+    @property
     def position(self) -> dict[str, int]:
         """The part that a checkpoint keeps."""
         return {k: getattr(self, k) for k in ("step", "epoch", "window", "phase")}
+
+    def follow(self, phase: Phase) -> None:
+        """Take over what the current phase says; the position stays as it is."""
+        self.steps_per_epoch = phase.steps_per_epoch
+        self.phase_start, self.phase_steps = phase.start, phase.steps
+        self.phase_epoch = phase.first_epoch
 
 
 @dataclass(slots=True)
@@ -89,7 +152,12 @@ class Batch:
         """Move the tensors in place."""
         for tensors in (self.inputs, self.targets):
             for name, value in tensors.items():
-                tensors[name] = value.to(device, non_blocking=True)
+                if value.ndim and not any(value.stride()):
+                    # One number for all, such as a stand-in of replay: it is moved, not a copy for each.
+                    one = value[(0,) * value.ndim]
+                    tensors[name] = one.to(device).expand(value.shape)
+                else:
+                    tensors[name] = value.to(device, non_blocking=True)
 
 
 @dataclass(slots=True)
@@ -238,6 +306,7 @@ class Run:
         optimizer: The torch optimizer; holds every parameter, frozen or not.
         schedule: Learning rate over the run.
         clock: The position.
+        phases: The phases of the recipe, or the one that a recipe without phases has.
         control: Requests of components.
         metrics: The latest metrics by `SPLIT/NAME`.
         evaluating: The split that is being evaluated; empty otherwise.
@@ -247,6 +316,7 @@ class Run:
         forward: Run the wrapped model on a batch's inputs inside autocast.
         forward_backward: Run one inner step on a batch, adding to the gradients.
         replay_window: Compute the gradients of the current window again, from zero.
+        replay: Answers for the frozen part of the model; None where there is nothing of the kind.
     """
 
     plan: Plan
@@ -265,6 +335,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     clock: Clock
+    phases: tuple[Phase, ...] = ()
     control: Control = field(default_factory=Control)
     metrics: dict[str, float] = field(default_factory=dict)
     evaluating: str = ""
@@ -274,6 +345,23 @@ class Run:
     forward: Callable[[Batch], Any] = field(default=None)  # type: ignore[assignment]
     forward_backward: Callable[[Batch], None] = field(default=None)  # type: ignore[assignment]
     replay_window: Callable[[], None] = field(default=None)  # type: ignore[assignment]
+    replay: Replay | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """The current phase."""
+        return self.phases[self.clock.phase]
+
+    @property
+    def phase_note(self) -> dict[str, str]:
+        """What a record says of the phase: its name, if the run has several."""
+        return {"phase": self.phase.name} if self.phases[1:] else {}
+
+    def enter_phase(self, index: int) -> None:
+        """Move the clock to the begin of a phase; an epoch that had been begun is over."""
+        clock = self.clock
+        clock.phase, clock.epoch, clock.window = index, self.phases[index].first_epoch, 0
+        clock.follow(self.phase)
 
     @property
     def device(self) -> torch.device:

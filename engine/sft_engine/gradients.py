@@ -1,7 +1,8 @@
 """From a window to its gradient: micro-batches, the exact loss, and what to do if memory is short.
 
-A window's loss is the sum over its items (or tokens) on all ranks, divided by their number; the
-division happens before `backward`, because unnormalised sums overflow fp16.
+A window's loss is the sum over its items (or tokens) on all ranks, divided by their number, for each
+of its streams, times the stream's weight; the division happens before `backward`, because unnormalised
+sums overflow fp16.
 """
 
 from __future__ import annotations
@@ -14,13 +15,27 @@ from typing import TYPE_CHECKING, Any
 from sft_engine import order
 from sft_engine.devices import Precision, is_out_of_memory, release_memory, seed_noise
 from sft_engine.errors import OutOfMemoryError, RecipeError
+from sft_engine.flow import TARGET, split_of
+from sft_engine.modes import set_training_modes
 
 if TYPE_CHECKING:
     import torch
 
-    from sft_engine.feed import Feed, Window
+    from sft_engine.feed import Window
     from sft_engine.flow import Batch, Run
     from sft_engine.ledger import Ledger
+    from sft_engine.streams import Streams
+
+    Units = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a stream is in the objective: its split, its weight, what its terms are called."""
+
+    split: str
+    weight: float
+    prefix: str
 
 
 @dataclass
@@ -38,7 +53,7 @@ class Gradients:
     """
 
     run: Run
-    feed: Feed
+    feed: Streams
     precision: Precision
     wrap: Callable[..., None]
     ledger: Ledger
@@ -46,7 +61,9 @@ class Gradients:
     key: int = 0
     _everything: list[torch.nn.Parameter] = field(default_factory=list)
     _window: Window = field(default_factory=list)
-    _units: dict[str, float] = field(default_factory=dict)
+    _units: Units = field(default_factory=dict)
+    _parts: dict[str, _Part] = field(default_factory=dict)
+    _first: _Part = _Part("train", 1.0, "")
     _examples: int = 0
     _mark: int = 0
     _fresh: bool = True
@@ -56,18 +73,29 @@ class Gradients:
         run.forward, run.forward_backward = self.forward, self.forward_backward
         run.replay_window = self.replay_window
 
+    def enter_phase(self) -> None:
+        """Take over the objective of the run's current phase."""
+        weights = self.run.phase.streams
+        parts = [
+            _Part(split_of(name), weight, "" if name == TARGET else f"{name}/")
+            for name, weight in weights.items()
+        ]
+        self._parts = {part.split: part for part in parts}
+        # A batch that a component has made up may be of no split at all.
+        self._first = next((part for part in parts if not part.prefix), parts[0])
+
     # --- a window --------------------------------------------------------------------------------
 
-    def compute(self, window: Window, units: dict[str, float], examples: int) -> None:
+    def compute(self, window: Window, units: Units, examples: int) -> None:
         """Add up the gradients of a window's micro-batches.
 
         Args:
             window: This rank's micro-batches.
-            units: Number of each unit in the whole window, over all ranks.
+            units: Number of each unit in the whole window, over all ranks, by split.
             examples: Number of examples in the whole window.
         """
         self._units, self._examples = units, examples
-        if len(window[0].ids) > self.feed.micro_batch_size:
+        if max([len(batch.ids) for batch in window]) > self.feed.micro_batch_size:
             # Memory did not suffice, and the background processes do not know: fetch it again.
             window = self._refetched()
         self._window = window
@@ -92,7 +120,7 @@ class Gradients:
 
     def _refetched(self) -> Window:
         clock = self.run.clock
-        return self.feed.window(clock.epoch, clock.window)
+        return self.feed.window(clock.step - clock.phase_start)
 
     def _accumulate(self) -> None:
         """Run every micro-batch; where memory does not suffice, halve them and begin again."""
@@ -155,11 +183,21 @@ class Gradients:
 
     def forward(self, batch: Batch) -> Any:
         """Run the wrapped model on a micro-batch, in the run's precision."""
+        if self.run.replay is not None:
+            self.run.replay.make_real(batch)
         with self.precision.autocast():
             return self.run.backbone.forward(self.run.wrapped, batch.inputs)
 
     def forward_backward(self, batch: Batch) -> None:
         """Run forward, loss and backward of one micro-batch, adding to the gradients."""
+        if self.run.replay is None:
+            self._forward_backward(batch)
+        else:
+            # The backward pass too: checkpointed activations are computed anew in it.
+            with self.run.replay.serving(batch):
+                self._forward_backward(batch)
+
+    def _forward_backward(self, batch: Batch) -> None:
         run, hooks = self.run, self.run.hooks
         with self.precision.autocast():
             outputs = run.backbone.forward(run.wrapped, batch.inputs)
@@ -168,31 +206,36 @@ class Gradients:
                 for more in hooks.sft_loss_terms(run=run, batch=batch, outputs=outputs):
                     terms.extend(more)
         parts = []
+        prefix = self._parts.get(batch.split, self._first).prefix
         for term in terms:
             share = term.weight * self._share(term.per, batch)
-            self.ledger.add(term.name, term.value, share)
+            # What counts once a window is of no stream in particular.
+            name = prefix + term.name if prefix and term.per != "step" else term.name
+            self.ledger.add(name, term.value, share)
             # DDP and FSDP average gradients over ranks; the share is of the whole window already.
             parts.append((term.value, share * self.feed.world))
         self.precision.backward(parts)
 
     def _share(self, per: str, batch: Batch) -> float:
-        """Return the factor that makes a term's sum its part of the window's mean."""
+        """Return the factor that makes a term's sum its part of the window's objective."""
         if not batch.real:
             return 0.0
         if per == "step":
             return len(batch.ids) / self._examples
-        if per not in self._units:
-            known = ", ".join(sorted(self._units))
+        part = self._parts.get(batch.split, self._first)
+        units = self._units[part.split]
+        if per not in units:
+            known = ", ".join(sorted(units))
             raise RecipeError(
                 f"a loss term is counted per {per!r}; this task counts: {known}, step"
             )
-        count = self._units[per]
-        return 1.0 / count if count else 0.0
+        count = units[per]
+        return part.weight / count if count else 0.0
 
     # --- what trains -----------------------------------------------------------------------------
 
     def follow_freezing(self, *, first: bool = False) -> None:
-        """Notice changes of `requires_grad`: drop stale gradients, wrap the model anew.
+        """Notice changes of `requires_grad`: training modes, stale gradients, the wrapper.
 
         DDP registers its hooks once: a parameter that thaws after the wrap would not be averaged, and
         the ranks would drift apart in silence.
@@ -213,6 +256,9 @@ class Gradients:
                 f"nothing is left to train at step {self.run.clock.step}: every layer group is "
                 "frozen; thaw at least the head in `[freezing]`"
             )
+        set_training_modes(self.run.model)
+        if changed and self.run.replay is not None:
+            self.run.replay.follow()
         if changed:
             self.wrap(self.run)
             self._fresh = True

@@ -66,8 +66,9 @@ def sft_cli(group: click.Group) -> None:
 def sft_build_data(run: Run, split: str, data: Split) -> None:
     """Change a split before anything is drawn from it.
 
-    When: once for each split, after encoding, before the model is built. Ranks: all, equally.
-    May change: `data`: sampler weights, transforms of examples, extra streams.
+    When: once for each split, after encoding, before the model is built; each `[[stream]]` is a split
+    under its own name, and like `train` is trained on. Ranks: all, equally.
+    May change: `data`: sampler weights, transforms of examples.
     """
 
 
@@ -122,8 +123,9 @@ def sft_train_end(run: Run) -> None:
 def sft_phase_start(run: Run) -> None:
     """A phase of the recipe begins (a recipe without phases has one).
 
-    When: before its first epoch, and again on resume if it has been begun. Ranks: all.
-    May change: `requires_grad`, control.
+    When: before its first epoch, and again on resume if it has been begun; `run.phase` has its name,
+    length, streams and learning rate, `run.clock` its place in the run. Ranks: all.
+    May change: `requires_grad`, as a pure function of the position; control.
     """
 
 
@@ -131,7 +133,9 @@ def sft_phase_start(run: Run) -> None:
 def sft_phase_end(run: Run) -> None:
     """A phase has ended.
 
-    When: after its last epoch. Ranks: all, in reverse order. May change: `requires_grad`, control.
+    When: after its last step, and the evaluation and checkpoint that are due then; also when
+    `run.control.stop` ends the run within it. Ranks: all, in reverse order.
+    May change: `requires_grad`, control.
     """
 
 
@@ -166,7 +170,8 @@ def sft_step_start(run: Run) -> None:
 def sft_batch(run: Run, batch: Batch) -> None:
     """Change a training micro-batch: mixup, noise.
 
-    When: each micro-batch, on the device, before the forward pass; not in evaluation.
+    When: each micro-batch, on the device, before the forward pass; not in evaluation. `batch.split`
+    tells which stream its examples are of.
     Ranks: all, each with its own batch. May change: `batch.inputs` and `batch.targets`.
     """
 
@@ -187,7 +192,8 @@ def sft_loss_terms(run: Run, batch: Batch, outputs: Any) -> Iterable[LossTerm]: 
 
     When: each micro-batch, after the task's own loss, inside autocast. Ranks: all.
     May change: nothing. Returns: terms, each with its sum and what it is counted per: `item` or
-    `token` (divided by their number in the window over all ranks) or `step` (counted once a window).
+    `token` (divided by their number in the stream's part of the window over all ranks, times the
+    stream's weight) or `step` (counted once a window, whatever its streams).
     """
 
 

@@ -99,7 +99,8 @@ class Ledger:
         record = {
             "kind": "train",
             "step": clock.step,
-            "epoch": clock.step / clock.steps_per_epoch,
+            **run.phase_note,
+            "epoch": clock.epochs,
             "loss": _sum(means.values()),
             **{f"loss/{name}": mean for name, mean in means.items()},
             "lr": max(group["lr"] for group in run.optimizer.param_groups),

@@ -31,6 +31,11 @@ seed = 0
 MORE = """\
 # Components of other kinds that are installed; `sft-engine plugins show NAME` has their options.
 """
+PHASES = """\
+# Training in turns: `docs/phases.md` has it, with further training data in `[[stream]]`.
+#[[phase]]
+#name = "all"
+"""
 OBVIOUS = ("a string", "true or false", "a list of strings", "a table of strings")
 """Types that a default shows as well as words do."""
 
@@ -68,7 +73,7 @@ def new_recipe(task: str, backbone: str, data: str, plugins: Plugins) -> str:
     found = {kind: _entry(kind, name, plugins) for kind, name in named.items()}
     parts = [HEADER.format(task=task, backbone=backbone, data=data)]
     parts += [_table(key, found.get(key), given.get(key, {}), plugins) for key in TABLES]
-    parts += _others(set(found.values()), plugins)
+    parts += [PHASES, *_others(set(found.values()), plugins)]
     return "\n".join(parts)
 
 

@@ -5,7 +5,7 @@ Every finding is a sentence with figures. Only a training split without any targ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sft_engine.columns import ROW, column_of, is_list, is_text, row_numbers
+from sft_engine.columns import (
+    IMAGE,
+    IMAGE_DIGEST,
+    IMAGE_HEIGHT,
+    IMAGE_WIDTH,
+    ROW,
+    column_of,
+    is_list,
+    is_text,
+    row_numbers,
+)
 from sft_engine.preparation import class_counts
 
 if TYPE_CHECKING:
@@ -32,6 +42,8 @@ SHIFT = 0.05
 """Smallest difference of label shares (total variation) that is worth a warning."""
 FAR = 0.25
 """Smallest difference of target means, in standard deviations, that is worth a warning."""
+TINY = 16
+"""Pixels of the shorter edge below which a network made for photos sees little."""
 
 _MASKED = -100
 _SHOWN = 5
@@ -51,7 +63,10 @@ class Finding:
 
 
 def preflight(
-    splits: Mapping[str, Dataset], task: Task, examples: Mapping[str, Examples] | None = None
+    splits: Mapping[str, Dataset],
+    task: Task,
+    examples: Mapping[str, Examples] | None = None,
+    streams: Collection[str] = (),
 ) -> list[Finding]:
     """Look at prepared splits.
 
@@ -61,16 +76,21 @@ def preflight(
         examples: The same splits encoded, where they are. Their optional attributes are read:
             `truncated` (bool, one an example), `unknown_share` (of tokens, one number),
             `supervised` (share of targets that are not masked, one an example).
+        streams: Splits that are further training data, and need not be like the others.
     """
     encoded = examples or {}
     findings: list[Finding] = []
     for name, rows in splits.items():
-        findings += _supervised(name, rows, encoded.get(name))
+        findings += _supervised(name, rows, encoded.get(name), needed=name in ("train", *streams))
         findings += _empty(name, rows, task)
+        findings += _tiny(name, rows)
         findings += _encoding(name, encoded.get(name))
-    findings += _classes(splits, task)
-    findings += _duplicates(splits, task)
-    findings += _shifts(splits, task)
+    target = {name: rows for name, rows in splits.items() if name not in streams}
+    findings += _classes(target, task)
+    findings += _duplicates(target, task)
+    findings += _shifts(target, task)
+    for name in streams:
+        findings += _stream(name, splits[name], target, task)
     return findings
 
 
@@ -81,13 +101,15 @@ def _warn(message: str) -> Finding:
 # --- one split at a time -------------------------------------------------------------------------
 
 
-def _supervised(name: str, rows: Dataset, examples: Examples | None) -> Iterator[Finding]:
+def _supervised(
+    name: str, rows: Dataset, examples: Examples | None, *, needed: bool
+) -> Iterator[Finding]:
     """Count rows whose target is masked or absent."""
     share = getattr(examples, "supervised", None)
     if share is None:
         share = _has_target(rows)
     learned, total = int(np.count_nonzero(share)), len(rows)
-    if learned == 0 and name == "train":
+    if learned == 0 and needed:
         yield Finding(
             "stop",
             f"all {total} targets of the split '{name}' are masked or absent: there is nothing to "
@@ -117,16 +139,39 @@ def _empty(name: str, rows: Dataset, task: Task) -> Iterator[Finding]:
             continue
         empty = np.flatnonzero(np.array(pc.equal(pc.utf8_trim_whitespace(text), "")))
         if len(empty):
-            numbers = row_numbers(rows)[empty[:_SHOWN]]
-            listing = ", ".join(map(str, numbers)) + (", ..." if len(empty) > _SHOWN else "")
             yield _warn(
                 f"{_part(len(empty), len(rows))} rows of the split '{name}' have an empty '{role}' "
-                f"(rows {listing}, counted from 0)."
+                f"({_rows_listed(rows, empty)})."
             )
 
 
+def _rows_listed(rows: Dataset, ids: NDArray[np.int64]) -> str:
+    numbers = row_numbers(rows)[ids[:_SHOWN]]
+    more = ", ..." if len(ids) > _SHOWN else ""
+    return f"rows {', '.join(map(str, numbers))}{more}, counted from 0"
+
+
+def _tiny(name: str, rows: Dataset) -> Iterator[Finding]:
+    """Count images that are little more than dots; their size is known once they were checked."""
+    if IMAGE_WIDTH not in rows.column_names:
+        return
+    edges = [np.asarray(column_of(rows, each)) for each in (IMAGE_WIDTH, IMAGE_HEIGHT)]
+    shorter = np.minimum(*edges)
+    tiny = np.flatnonzero(shorter < TINY)
+    if len(tiny):
+        yield _warn(
+            f"{_part(len(tiny), len(rows))} images of the split '{name}' are less than {TINY} pixels wide "
+            f"or high, the smallest {shorter.min()} ({_rows_listed(rows, tiny)}): enlarged, they show "
+            "little."
+        )
+
+
 def _text(rows: Dataset, role: str) -> Any:
-    """Return a column of strings, nulls as empty ones; None if it holds something else."""
+    """Return a column of strings, nulls as empty ones; None if it holds something else.
+
+    Images are compared by the hash of their content.
+    """
+    role = IMAGE_DIGEST if role == IMAGE else role
     if role not in rows.column_names:
         return None
     array = column_of(rows, role)
@@ -287,6 +332,37 @@ def _across(
         f"split too ({same} with the same target, {count - same} with another): its metrics are "
         "partly memory."
     )
+
+
+# --- streams -------------------------------------------------------------------------------------
+
+
+def _stream(
+    name: str, rows: Dataset, target: Mapping[str, Dataset], task: Task
+) -> Iterator[Finding]:
+    """Compare a stream with the target data: labels in common, inputs that evaluation uses."""
+    if task.head.kind != "regression" and "label" in rows.column_names:
+        yield from _apart(name, rows, target["train"], task.head.names)
+    judged = {split: each for split, each in target.items() if split != "train"}
+    keys = _keys({"train": _once(rows), **judged}, task)
+    label = {"train": _label_codes(_once(rows)), **{s: _label_codes(r) for s, r in judged.items()}}
+    for split in judged if keys else ():
+        for finding in _across(split, keys, label):
+            where = f"in the stream '{name}' too"
+            yield _warn(finding.message.replace("in the training split too", where))
+
+
+def _apart(name: str, rows: Dataset, train: Dataset, names: tuple[str, ...]) -> Iterator[Finding]:
+    own, other = (
+        [label for label, count in class_counts(each, names).items() if count]
+        for each in (rows, train)
+    )
+    if not set(own) & set(other):
+        yield _warn(
+            f"the stream '{name}' ({_first(own)}) and the training split ({_first(other)}) have no "
+            f"label in common: the head has {len(names)} outputs, and each of them learns from one "
+            "side only; if they mean the same, give them the same names."
+        )
 
 
 # --- shift ---------------------------------------------------------------------------------------

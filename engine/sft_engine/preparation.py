@@ -7,27 +7,38 @@ the same test split in every run of a study, on every machine, with every versio
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sft_engine import order
-from sft_engine.columns import ROW, column_of, fingerprint, missing, with_column
+from sft_engine.columns import (
+    IMAGE,
+    ROW,
+    column_of,
+    fingerprint,
+    folder_of,
+    missing,
+    with_column,
+)
 from sft_engine.errors import DataError
 from sft_engine.sentences import suggest
+from sft_engine.tables import check_accepted, named_columns, with_tables
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from numpy.typing import NDArray
 
-    from sft_engine.components import Task
+    from sft_engine.components import Backbone, Task
     from sft_engine.flow import Seeds
-    from sft_engine.settings import DataSettings
+    from sft_engine.settings import DataSettings, StreamSettings
 
     Ids = NDArray[np.int64]
 
-__all__ = ["class_counts", "fingerprint", "prepare_given", "prepare_splits"]
+__all__ = ["class_counts", "fingerprint", "prepare_given", "prepare_splits", "prepare_stream"]
 
 ALIASES = {
     "train": ("train", "training"),
@@ -38,6 +49,7 @@ ALIASES = {
 
 LIKELY = {
     "text": ("sentence", "content", "review", "document", "body", "tweet", "comment", "sentence1"),
+    "image": ("img", "picture", "photo", "file", "file_name", "filename", "path", "image_path"),
     "label": (
         "labels",
         "class",
@@ -56,29 +68,125 @@ _log = logging.getLogger("sft_engine")
 
 
 def prepare_splits(
-    raw: Mapping[str, Dataset], settings: DataSettings, task: Task, seeds: Seeds
+    raw: Mapping[str, Dataset],
+    settings: DataSettings,
+    task: Task,
+    seeds: Seeds,
+    streams: Mapping[str, Dataset] | None = None,
 ) -> dict[str, Dataset]:
     """Return the splits a run trains on and is judged by: train, validation, test, then all others.
 
     Every row carries its number in the source's split as column `row`. Splits that are not among the
     three are kept only if `settings.splits` names them. If the source has no validation or test
-    split, they are drawn from the training split, the test split first.
+    split, they are drawn from the training split, the test split first. Further streams come last,
+    each as a split of its own; they share the names of the labels.
 
     Raises:
         DataError: a split, column or label is missing, or a split is too small.
     """
+    named = _with_train(raw, settings)
+    splits = _ready(named, settings, task)
+    splits = _hold_out(splits, settings, task)
+    splits["train"] = _reduced(splits["train"], settings, task, seeds.subset)
+    splits = _images_checked(splits, task)
+    first = [name for name in ALIASES if name in splits]
+    ordered = {name: splits[name] for name in dict.fromkeys([*first, *splits])}
+    if streams:
+        return _prepare_all(ordered, streams, settings, task)
+    return task.prepare(ordered, settings.label_names)
+
+
+def settle(
+    raw: Mapping[str, Dataset],
+    settings: DataSettings,
+    task: Task,
+    backbone: Backbone,
+    names: Callable[[str], str],
+) -> DataSettings:
+    """Return the settings with the columns of every table named, as the training split has them.
+
+    Args:
+        raw: The splits of the source.
+        settings: As the recipe gives them.
+        task: The task.
+        backbone: Asked whether it takes what the task gives.
+        names: Gives the name of a kind's component in the recipe, for messages.
+
+    Raises:
+        DataError: there are no such columns, or the backbone takes something else.
+    """
+    train = _named(raw, settings).get("train")
+    if train is None:
+        return settings
+    columns = named_columns(train, settings.columns, task)
+    check_accepted(task, backbone, names, columns, train)
+    return replace(settings, columns=columns)
+
+
+def prepare_stream(
+    raw: Mapping[str, Dataset], settings: StreamSettings, task: Task, seed: int
+) -> Dataset:
+    """Return the training split of a stream, ready for `prepare_splits`.
+
+    Args:
+        raw: The splits of its source.
+        settings: The engine's keys of `[[stream]]`.
+        task: The task.
+        seed: Of `subset` and `resample`.
+
+    Raises:
+        DataError: a split or column is missing.
+    """
+    from sft_engine.settings import DataSettings
+
+    keys = ("columns", "stratify", "subset", "resample", "on_error")
+    # All other splits are of no use here, and may be broken.
+    splits = {"train": settings.splits.get("train", ""), "validation": "", "test": ""}
+    splits = {name: source for name, source in splits.items() if source or name != "train"}
+    same = DataSettings(splits=splits, **{key: getattr(settings, key) for key in keys})
+    try:
+        ready = _ready({"train": _with_train(raw, same)["train"]}, same, task)
+        reduced = _reduced(ready["train"], same, task, seed)
+        return _images_checked({settings.name: reduced}, task)[settings.name]
+    except DataError as error:
+        raise DataError(_of_stream(str(error), settings.name)) from error
+
+
+def _with_train(raw: Mapping[str, Dataset], settings: DataSettings) -> dict[str, Dataset]:
+    """Return splits under our names; one of them must be the one to train on."""
     named = _named(raw, settings)
     if "train" not in named:
         raise DataError(
             f"[data] there is no split 'train' (found: {_listed(raw)}); name the one to train on: "
             'splits = {train = "..."}.'
         )
-    splits = _ready(named, settings, task)
-    splits = _hold_out(splits, settings, task)
-    splits["train"] = _reduced(splits["train"], settings, task, seeds.subset)
-    first = [name for name in ALIASES if name in splits]
-    ordered = {name: splits[name] for name in dict.fromkeys([*first, *splits])}
-    return task.prepare(ordered, settings.label_names)
+    return named
+
+
+def _of_stream(message: str, name: str) -> str:
+    """Let a message that is about `[data]` be about a stream."""
+    where = f'[[stream]] "{name}"'
+    return message.replace("[data]", where).replace("data.", "stream.")
+
+
+def _prepare_all(
+    splits: Mapping[str, Dataset],
+    streams: Mapping[str, Dataset],
+    settings: DataSettings,
+    task: Task,
+) -> dict[str, Dataset]:
+    """Prepare splits and streams together, under the names that any of them has."""
+    for name in streams:
+        if name in splits:
+            raise DataError(
+                f'[[stream]] "{name}" is called like a split of [data]; choose another name for it.'
+            )
+    names = settings.label_names
+    read = getattr(task, "found_names", None)
+    if not names and read is not None:
+        found = [read(rows, name) for name, rows in {"train": splits["train"], **streams}.items()]
+        names = tuple(dict.fromkeys(name for each in found for name in each))
+    return task.prepare({**splits, **streams}, names)
 
 
 def prepare_given(
@@ -96,6 +204,7 @@ def prepare_given(
         DataError: a column or label is missing or unknown.
     """
     splits = _ready(dict(raw), settings, task, need_target=need_target)
+    splits = _images_checked(splits, task)
     return task.prepare(splits, settings.label_names)
 
 
@@ -154,14 +263,41 @@ def _ready(
     for name, rows in splits.items():
         if len(rows) == 0:
             raise DataError(f"[data] the split '{name}' has no rows; leave it out or fill it.")
-        renamed = _renamed(rows.with_format(None), name, settings.columns)
+        skip = settings.on_error == "skip"
+        columns = named_columns(rows, settings.columns, task)
+        joined, single = with_tables(rows.with_format(None), columns, name, skip=skip)
+        renamed = _renamed(joined, name, single)
         _check_columns(renamed, rows, name, [*inputs, *targets])
         numbered = _numbered(renamed)
-        if settings.on_error == "skip":
+        if skip:
             numbered = _without_gaps(numbered, name, inputs, targets)
         _check_inputs(numbered, name, inputs)
-        ready[name] = numbered
+        ready[name] = _with_images(numbered, name, folder_of(rows), task, skip=skip)
     return ready
+
+
+def _with_images(
+    rows: Dataset, split: str, folder: Path | None, task: Task, *, skip: bool
+) -> Dataset:
+    """Make image paths absolute; leave out broken images, before anything is drawn, if asked to."""
+    if IMAGE not in task.inputs or IMAGE not in rows.column_names:
+        return rows
+    from sft_engine.images.checking import checked, located
+
+    found = located(rows, split, (folder or Path()).absolute())
+    return checked(found, split, skip=True) if skip else found
+
+
+def _images_checked(splits: dict[str, Dataset], task: Task) -> dict[str, Dataset]:
+    """Look at the images that are used, and no others; a broken one stops the run."""
+    if IMAGE not in task.inputs:
+        return splits
+    from sft_engine.images.checking import checked
+
+    return {
+        name: checked(rows, name, skip=False) if IMAGE in rows.column_names else rows
+        for name, rows in splits.items()
+    }
 
 
 def _renamed(rows: Dataset, split: str, columns: Mapping[str, str]) -> Dataset:

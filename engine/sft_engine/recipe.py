@@ -14,13 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from sft_engine.components import SINGLE_KINDS
-from sft_engine.drafts import RECIPE_KINDS, Draft, Origin, Tables, inherit, parse_draft, read_draft
+from sft_engine.drafts import (
+    PHASE,
+    RECIPE_KINDS,
+    STREAM,
+    Draft,
+    Origin,
+    Tables,
+    inherit,
+    parse_draft,
+    read_draft,
+)
 from sft_engine.errors import RecipeError
 from sft_engine.sentences import choices, closed, show_value, suggest
-from sft_engine.settings import DataSettings
+from sft_engine.settings import DataSettings, StreamSettings
 
 __all__ = [
     "DATA_KEYS",
+    "STREAM_KEYS",
     "ComponentRef",
     "Origin",
     "Problem",
@@ -36,9 +47,11 @@ DEFAULT_USE = {"optimizer": "adamw", "schedule": "linear"}
 """What a table of that kind means that does not say which component it is for."""
 
 SETTINGS = ("train", "evaluation", "checkpoint")
-TOP_LEVEL = ("extends", "seed", "seeds", *RECIPE_KINDS, *SETTINGS)
+TOP_LEVEL = ("extends", "seed", "seeds", *RECIPE_KINDS, STREAM, *SETTINGS, PHASE)
 DATA_KEYS = tuple(f.name for f in fields(DataSettings))
 """Keys of `[data]` that belong to the engine; all others are options of the data component."""
+STREAM_KEYS = tuple(f.name for f in fields(StreamSettings))
+"""The same for `[[stream]]`."""
 
 _LAST_PART = re.compile(r"(?:\[\d+\]|(?:^|\.)(?:\"[^\"]*\"|[^.\[\]\"]*))$")
 
@@ -63,7 +76,7 @@ class ComponentRef:
     """A component as the recipe names it, not looked up yet.
 
     Args:
-        kind: Such as `optimizer`.
+        kind: Such as `optimizer`; `stream` for further data.
         use: Its name in the catalog.
         options: Constructor options as written.
         key: Where it stands: `optimizer`, `regularizer[0]`.
@@ -120,6 +133,17 @@ class Recipe:
     def data(self) -> Mapping[str, Any]:
         """Keys of `[data]` that belong to the engine, unchecked; the others are the component's."""
         return {k: v for k, v in self._table("data").items() if k in DATA_KEYS}
+
+    @property
+    def streams(self) -> list[Mapping[str, Any]]:
+        """Keys of each `[[stream]]` that belong to the engine, unchecked."""
+        tables = self.tables.get(STREAM, ())
+        return [{k: v for k, v in table.items() if k in STREAM_KEYS} for table in tables]
+
+    @property
+    def phases(self) -> list[Mapping[str, Any]]:
+        """Keys of each `[[phase]]`, unchecked."""
+        return list(self.tables.get(PHASE, ()))
 
     def _table(self, name: str) -> Mapping[str, Any]:
         table: Mapping[str, Any] = self.tables.get(name, {})
@@ -226,7 +250,7 @@ def _shape_problems(tables: Tables) -> Iterable[Problem]:
             yield _unknown_table(key)
         elif key in SINGLE_KINDS:
             yield from _single_problems(key, value)
-        elif key in RECIPE_KINDS:
+        elif key in RECIPE_KINDS or key in (STREAM, PHASE):
             yield from _list_problems(key, value)
         elif key == "seed" and type(value) is not int:
             yield Problem(key, f"found {show_value(value)}, allowed: a whole number, 0 or more")
@@ -258,11 +282,14 @@ def _list_problems(kind: str, value: Any) -> Iterable[Problem]:
     elif not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
         yield _not_a_table(kind, value, f"[[{kind}]]")
     else:
-        for index, each in enumerate(value):
-            yield from _use_problems(f"{kind}[{index}]", kind, each)
+        for index, each in enumerate(value if kind != PHASE else ()):
+            named = "data" if kind == STREAM else kind
+            yield from _use_problems(f"{kind}[{index}]", named, each)
 
 
 def _not_a_table(kind: str, value: Any, header: str) -> Problem:
+    if kind == PHASE:
+        return Problem(kind, f"found {show_value(value)}, allowed: tables, each written `{header}`")
     use = show_value(value) if isinstance(value, str) else '"..."'
     return Problem(
         kind, f"found {show_value(value)}, allowed: a table, `{header}` with `use = {use}` below it"
@@ -285,7 +312,7 @@ def _use_problems(key: str, kind: str, table: Tables) -> Iterable[Problem]:
 
 def _components(draft: Draft) -> Iterable[ComponentRef]:
     for kind, value in draft.tables.items():
-        if kind not in RECIPE_KINDS:
+        if kind not in RECIPE_KINDS and kind != STREAM:
             continue
         listed = isinstance(value, list)
         for index, table in enumerate(value if listed else [value]):
@@ -295,8 +322,10 @@ def _components(draft: Draft) -> Iterable[ComponentRef]:
 
 
 def _own_options(kind: str, table: Tables) -> Tables:
-    engine_keys = DATA_KEYS if kind == "data" else ()
+    engine_keys = {"data": DATA_KEYS, STREAM: STREAM_KEYS}.get(kind, ())
     own = {k: v for k, v in table.items() if k != "use" and k not in engine_keys}
+    if kind == STREAM and isinstance(table.get("data"), dict):
+        own |= table["data"]
     return copy.deepcopy(own)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sft_engine.components import KINDS
-from sft_engine.drafts import LIST_KINDS, RECIPE_KINDS
+from sft_engine.drafts import LIST_KINDS, PHASE, RECIPE_KINDS, STREAM
 from sft_engine.options import model_of
 from sft_engine.signatures import Signature, signature_of
 
@@ -34,6 +34,7 @@ def schema(plugins: Plugins) -> dict[str, Any]:
     shared: dict[str, Any] = {}
     kinds = {kind: _kind(kind, plugins, shared) for kind in RECIPE_KINDS}
     settings = {key: _settings(name, shared) for key, name in _SETTINGS.items()}
+    lists = {STREAM: _streams(plugins, shared), PHASE: _phases(shared)}
     seeds = _settings("SeedSettings", shared)
     seed = seeds["properties"].pop("seed")
     extends = {"type": "string", "description": "Another recipe, relative to this one, to inherit."}
@@ -41,7 +42,14 @@ def schema(plugins: Plugins) -> dict[str, Any]:
         "$schema": DRAFT,
         "title": "Recipe of sft-engine",
         "type": "object",
-        "properties": {"extends": extends, "seed": seed, "seeds": seeds, **kinds, **settings},
+        "properties": {
+            "extends": extends,
+            "seed": seed,
+            "seeds": seeds,
+            **kinds,
+            **settings,
+            **lists,
+        },
         "additionalProperties": False,
         # A recipe that extends another may leave to it what a whole recipe must say.
         "if": {"required": ["extends"]},
@@ -64,11 +72,33 @@ def _kind(kind: str, plugins: Plugins, shared: dict[str, Any]) -> dict[str, Any]
     return {"type": "object", "oneOf": [*components, inherited], "description": KINDS[kind]}
 
 
-def _component(entry: Entry, shared: dict[str, Any]) -> dict[str, Any]:
+def _streams(plugins: Plugins, shared: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of `[[stream]]`: data components with the engine's keys of a stream."""
+    own = _settings("StreamSettings", shared)
+    items = [_stream(entry, own, shared) for entry in plugins.catalog.entries("data")]
+    made = {"oneOf": items, "required": ["use", *own["required"]]} if items else False
+    return {"type": "array", "items": made, "description": own["description"]}
+
+
+def _stream(entry: Entry, own: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
+    made = _component(entry, shared, settings="StreamSettings")
+    # An option that has the name of one of these keys is written below `data`.
+    made["required"] = [key for key in made["required"] if key not in own["properties"]]
+    return made
+
+
+def _phases(shared: dict[str, Any]) -> dict[str, Any]:
+    items = _settings("PhaseSettings", shared)
+    return {"type": "array", "items": items, "description": items["description"]}
+
+
+def _component(
+    entry: Entry, shared: dict[str, Any], settings: str = "DataSettings"
+) -> dict[str, Any]:
     prefix = f"{entry.kind}.{entry.name.replace('/', '.')}"
     made = _object(signature_of(entry.target), prefix, shared)
     if entry.kind == "data":
-        made["properties"] |= _settings("DataSettings", shared)["properties"]
+        made["properties"] |= _settings(settings, shared)["properties"]
     use = {"const": entry.name, "description": entry.summary}
     made["properties"] = {"use": use, **made["properties"]}
     made["required"] = ["use", *made.get("required", [])]

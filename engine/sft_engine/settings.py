@@ -7,7 +7,7 @@ default, docstring line = help. No torch here.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
@@ -17,7 +17,8 @@ class TrainSettings:
     """How long, in what portions and in which precision to train.
 
     Args:
-        epochs: Passes over the training split; a fraction is allowed. Ignored if `steps` is set.
+        epochs: Passes over the training split; a fraction is allowed. Ignored if `steps` is set. In a
+            recipe with phases this is the length of each phase that does not say its own.
         steps: Optimizer steps; overrides `epochs`.
         batch_size: Examples of one optimizer step, over all processes together.
         micro_batch_size: Examples of one forward pass in one process; 0 means as many as `batch_size`
@@ -33,6 +34,10 @@ class TrainSettings:
         workers: Processes that fetch data in the background; 0 fetches in the main one.
         log_every: Steps between two records in metrics.jsonl.
         deterministic: Ask torch for deterministic algorithms (slower on a GPU).
+        replay: Run the frozen part of the model once for each example and keep what it gives: `auto`
+            measures whether it pays; true stops the run where it cannot hold.
+        replay_dtype: How activations are kept: `exact` as computed, `fp16` or `bf16` in half the bytes.
+        replay_memory: Share of the free memory that they may take; what is larger goes to files.
     """
 
     epochs: Annotated[float, Gt(0)] = 3.0
@@ -50,6 +55,9 @@ class TrainSettings:
     workers: Annotated[int, Ge(0)] = 0
     log_every: Annotated[int, Ge(1)] = 10
     deterministic: bool = False
+    replay: bool | Literal["auto"] = "auto"
+    replay_dtype: Literal["exact", "fp16", "bf16"] = "exact"
+    replay_memory: Annotated[float, Ge(0), Le(1)] = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +106,8 @@ class DataSettings:
     """Keys of `[data]` that belong to the engine, the same for every data component.
 
     Args:
-        columns: Role to column, such as `{text = "review", label = "stars"}`.
+        columns: Role to column, such as `{text = "review", label = "stars"}`; to a list of columns of
+            numbers for a role that is a table, such as `{features = ["length", "width"]}`.
         label_names: Class names in the order of their ids; empty means sorted as found in training.
         splits: Name in the source of `train`, `validation` and `test`, where it differs; empty text
             leaves a split out.
@@ -113,7 +122,7 @@ class DataSettings:
         on_error: Whether a broken row stops the run or is skipped with a warning.
     """
 
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, str | list[str]] = field(default_factory=dict)
     label_names: tuple[str, ...] = ()
     splits: dict[str, str] = field(default_factory=dict)
     validation: Annotated[float, Ge(0)] = 0.1
@@ -123,6 +132,58 @@ class DataSettings:
     subset: Annotated[float, Ge(0)] = 0
     resample: Literal["none", "bootstrap", "balanced"] = "none"
     on_error: Literal["stop", "skip"] = "stop"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSettings:
+    """Keys of a `[[stream]]` that belong to the engine: training data beside that of `[data]`.
+
+    All other keys are options of the data component. Only the stream's training split is used: its
+    validation and test splits are not, and none are held out.
+
+    Args:
+        name: How phases call it; its loss terms are logged as `loss/NAME/TERM`.
+        batch_size: Its examples of one optimizer step; 0 means `train.batch_size`.
+        data: Options of the data component that have the name of one of these keys, such as
+            `{name = "imdb"}`.
+        columns: As in `[data]`.
+        splits: As in `[data]`; only `train` counts.
+        stratify: As in `[data]`.
+        subset: As in `[data]`.
+        resample: As in `[data]`.
+        on_error: As in `[data]`.
+    """
+
+    name: str
+    batch_size: Annotated[int, Ge(0)] = 0
+    data: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, str | list[str]] = field(default_factory=dict)
+    splits: dict[str, str] = field(default_factory=dict)
+    stratify: bool = True
+    subset: Annotated[float, Ge(0)] = 0
+    resample: Literal["none", "bootstrap", "balanced"] = "none"
+    on_error: Literal["stop", "skip"] = "stop"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseSettings:
+    """Keys of a `[[phase]]`: a part of the run that is trained in turn.
+
+    Args:
+        name: How records and components call it.
+        epochs: Passes over `data` if it is among the streams, else over the first of them; a fraction
+            is allowed. Without `epochs` and `steps`, those of `[train]` hold.
+        steps: Optimizer steps; overrides `epochs`.
+        streams: Weight in the objective of each stream that is trained on, by its name; `data` is the
+            training split of `[data]`. Empty means `{data = 1.0}`.
+        lr: Replaces `optimizer.lr` in this phase; all parameter groups keep their ratio to it.
+    """
+
+    name: str
+    epochs: Annotated[float, Gt(0)] | None = None
+    steps: Annotated[int, Ge(1)] | None = None
+    streams: dict[str, Annotated[float, Gt(0)]] = field(default_factory=dict)
+    lr: Annotated[float, Ge(0)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

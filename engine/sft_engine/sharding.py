@@ -235,5 +235,19 @@ def _whole_values(state: dict[str, Any]) -> dict[str, Any]:
 def _shard_value(value: Any, parameter: Tensor) -> Any:
     """Shard what has the parameter's shape, such as its moments; the rest is the same on all ranks."""
     if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-        return _shard_like(value, parameter)
+        return _shard_like(_laid_out_like(value, parameter), parameter)
     return value
+
+
+def _laid_out_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """Return a tensor in the memory format of a parameter, such as channels last.
+
+    Fused optimizers read both as one row of numbers, and would mix up the moments in silence.
+    """
+    from torch.distributed.tensor import DTensor
+
+    if isinstance(value, DTensor) or isinstance(parameter, DTensor):
+        return value
+    if value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sft_engine.flow import Batch, LossTerm, Run, Verdict, View
 from sft_engine.hook_rules import RUN_HOOKS, hooks_of
 from sft_engine.training import Silent, train
-from sft_engine.verbs import RecipeLike, check
+from sft_engine.verbs import RecipeLike, check_short
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,12 +70,12 @@ def trace(recipe: RecipeLike, *, overrides: Sequence[str] = (), steps: int = 5) 
     Args:
         recipe: A file, or a recipe that was loaded.
         overrides: `KEY=VALUE` texts as for `--set`.
-        steps: Optimizer steps.
+        steps: Optimizer steps; in a recipe with phases as many of each as is its share.
 
     Raises:
         SftError: whatever stopped the run.
     """
-    planned = check(recipe, overrides=[*overrides, f"train.steps={steps}", "train.log_every=1"])
+    planned = check_short(recipe, overrides, steps)
     tracer = _Tracer()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="sft-trace-") as scratch:

@@ -21,7 +21,7 @@ from sft_engine.dispatch import note_component
 from sft_engine.errors import Interrupted, OutputError, RecipeError
 from sft_engine.evaluation import Evaluated, evaluate
 from sft_engine.interruption import Signals
-from sft_engine.loop import Loop
+from sft_engine.loop import Interval, Loop
 from sft_engine.metrics import direction_of
 from sft_engine.records import (
     Recorder,
@@ -35,6 +35,7 @@ from sft_engine.records import (
     write_json,
     write_text,
 )
+from sft_engine.replay.replay import Replay
 from sft_engine.sentences import reason_of
 
 if TYPE_CHECKING:
@@ -152,6 +153,8 @@ def train(
                 for failure in built.run.hooks.sft_teardown(run=built.run, error=error):
                     progress.say(f"while ending: {failure}")
             session.recorder.close()
+            if built.run.replay is not None:
+                built.run.replay.close(finished=error is None)
             session.take_back()
             progress.close()
 
@@ -188,6 +191,8 @@ class Session:
                 again = self._open_folder(resume=resume)
         again = ranks.from_main(run.accelerator, again)
         run.record = self.recorder
+        if run.plan.train.replay is not False:
+            run.replay = Replay(run, self.built.precision, self.built.fingerprints)
         self.progress.start(run, self.built.precision.name)
         for sentence in launch.notices(run.plan.train, run.accelerator.num_processes):
             self._notice(sentence)
@@ -264,6 +269,9 @@ class Session:
         # Smaller than the recipe's after a lack of memory, larger if more processes share the work now.
         feed, size = self.built.feed, extra.pop("micro_batch_size")
         feed.micro_batch_size = min(feed.micro_batch_size, size)
+        replay = extra.pop("replay", None)
+        if run.replay is not None and replay is not None:
+            run.replay.restore(replay)
         scaler = extra.pop("scaler", None)
         if self.built.precision.scaler is not None and scaler is not None:
             self.built.precision.scaler.load_state_dict(scaler)
@@ -323,7 +331,7 @@ class Session:
     def loop(self) -> Loop:
         """Build the training loop from the recipe's settings."""
         built, run = self.built, self.run
-        plan, per_epoch = run.plan, run.clock.steps_per_epoch
+        plan = run.plan
         heals = any(
             getattr(getattr(a.component, "capabilities", None), "rolls_back", False)
             for a in run.active
@@ -338,8 +346,8 @@ class Session:
             evaluate=self._evaluate,
             save=self._save,
             base_lr=built.base_lr,
-            evaluate_every=_interval(evaluation.every_steps, evaluation.every_epochs, per_epoch),
-            save_every=_interval(checkpoint.every_steps, checkpoint.every_epochs, per_epoch),
+            evaluate_every=Interval(evaluation.every_steps, evaluation.every_epochs),
+            save_every=Interval(checkpoint.every_steps, checkpoint.every_epochs),
             log_every=plan.train.log_every,
             clip_norm=plan.train.clip_norm,
             keep_snapshot=(lambda: self.keeper.keep_snapshot(run)) if heals else None,
@@ -350,6 +358,8 @@ class Session:
     def _save(self) -> None:
         self.keeper.extra["metrics_bytes"] = self.recorder.size()
         self.keeper.extra["micro_batch_size"] = self.built.feed.micro_batch_size
+        if self.run.replay is not None and self.keeper.current != self.run.clock.step:
+            self.keeper.extra["replay"] = self.run.replay.state()
         if self.built.precision.scaler is not None:
             self.keeper.extra["scaler"] = self.built.precision.scaler.state_dict()
         self.keeper.save(self.run)
@@ -513,9 +523,3 @@ def model_card(run: Run, report: dict[str, Any]) -> str:
         f"Metrics on the {report['split'] or 'training'} split:\n\n{table}\n\n"
         f"```toml\n{run.plan.recipe.to_toml()}```\n"
     )
-
-
-def _interval(steps: int, epochs: float, per_epoch: int) -> int:
-    if steps:
-        return steps
-    return max(1, round(epochs * per_epoch)) if epochs else 0

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +22,15 @@ from sft_engine.recipe import Recipe, load_recipe
 from sft_engine.sentences import reason_of
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from sft_engine.assemble import Reopened
+    from sft_engine.exporting import Exported
     from sft_engine.training import Outcome, Progress
 
 RecipeLike = str | Path | Recipe
+
+IMAGE_ROLE = "image"
 
 
 def check(recipe: RecipeLike, *, overrides: Sequence[str] = ()) -> Plan:
@@ -94,7 +99,8 @@ def evaluate(
     Args:
         folder: The run folder.
         split: Split of the recipe's data.
-        data: A csv, jsonl or parquet file with the recipe's columns to evaluate instead.
+        data: A csv, jsonl or parquet file with the recipe's columns to evaluate instead; with images
+            also a folder with a folder for each class.
         overrides: Changes of the recipe, such as `evaluation.batch_size=8` or `data.columns.text=…`.
 
     Returns:
@@ -137,15 +143,17 @@ def predict(
 
     Args:
         folder: The run folder.
-        rows: Texts (the task's first input), or rows with its inputs by role or by the recipe's column.
+        rows: The task's first input (a text, the path of an image), or rows with its inputs by role
+            or by the recipe's column.
         batch_size: Rows of a forward pass.
         overrides: Changes of the recipe.
 
     Yields:
-        A record a row: prediction and probabilities.
+        A record a row: prediction and probabilities. With images and `data.on_error = "skip"` also
+        `error`: why a broken image has no prediction.
 
     Raises:
-        DataError: a row lacks an input.
+        DataError: a row lacks an input, or an image is broken.
     """
     import torch
 
@@ -158,24 +166,97 @@ def predict(
         reopened = _reopen(Path(folder), overrides, rows={})
     run = reopened.run
     run.model.eval()
-    for chunk in _chunks(rows, batch_size):
-        named = [_by_role(row, run.task.inputs, run.plan.data.columns) for row in chunk]
+
+    def plain(named: list[dict[str, Any]]) -> list[dict[str, Any]]:
         inputs = run.backbone.collate(run.backbone.encode_rows(named, run.task))
-        batch = Batch(inputs=inputs, targets={}, ids=list(range(len(chunk))))
+        batch = Batch(inputs=inputs, targets={}, ids=list(range(len(named))))
         batch.to(run.device)
         with enough_memory(smaller), torch.no_grad(), reopened.precision.autocast():
             outputs = run.backbone.forward(run.wrapped, batch.inputs)
             predictions = run.task.predictions(outputs, batch)
-        yield from run.task.records({name: t.cpu() for name, t in predictions.items()})
+        return run.task.records({name: t.cpu() for name, t in predictions.items()})
+
+    records: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = plain
+    if IMAGE_ROLE in run.task.inputs:
+        from sft_engine.images.given import predicting
+
+        records = predicting(plain, skip=run.plan.data.on_error == "skip")
+    for chunk in _chunks(rows, batch_size):
+        yield from records([_by_role(row, run.task.inputs, run.plan.data.columns) for row in chunk])
+
+
+def image_column(folder: str | Path, *, overrides: Sequence[str] = ()) -> str:
+    """Return the column of images that a run reads; empty if its task is about something else.
+
+    Raises:
+        CheckpointError: the folder holds no run, or one that has not ended.
+    """
+    planned, _ = _finished(Path(folder), overrides)
+    if not _reads_images(planned):
+        return ""
+    return str(planned.data.columns.get(IMAGE_ROLE, IMAGE_ROLE))
+
+
+def _reads_images(planned: Plan) -> bool:
+    task = next(each for each in planned.components if each.kind == "task")
+    return IMAGE_ROLE in task.load().inputs
+
+
+def export(
+    folder: str | Path,
+    format: str,  # noqa: A002 (the word that users know)
+    *,
+    output: str | Path | None = None,
+    opset: int | None = None,
+    dtype: str = "fp32",
+    overrides: Sequence[str] = (),
+) -> Exported:
+    """Export the final weights of a run for others to load, and compare the result with the run.
+
+    Args:
+        folder: The run folder.
+        format: `onnx`, `torch-export`, or one that the backbone's library reads: `hf`, `timm`, …
+        output: A new or empty folder; None for `RUN/export/FORMAT`.
+        opset: Version of ONNX's operators; None for what torch recommends.
+        dtype: Of the exported weights: `fp32`, `bf16` or `fp16`, whatever the run trained in.
+        overrides: Changes of the recipe, such as where its data is now.
+
+    Returns:
+        What was written, and how far its outputs are from the run's.
+
+    Raises:
+        ExportError: the model cannot be exported, or gives other outputs when it is; nothing is left.
+        OutputError: the output folder holds something, or cannot be written.
+    """
+    launch.require_one_process("export")
+    alone = [*overrides, "train.device=cpu", "train.compile=false"]
+    planned, names = _finished(Path(folder), alone)
+    from sft_engine.devices import enough_memory, own_state
+    from sft_engine.exporting import export_run
+
+    with own_state(0), enough_memory("take a machine with more memory"):
+        return export_run(
+            planned,
+            Path(folder),
+            names,
+            form=format,
+            output=None if output is None else Path(output),
+            opset=opset,
+            dtype=dtype,
+        )
 
 
 def _by_role(
-    row: str | dict[str, Any], inputs: Mapping[str, bool], columns: Mapping[str, str]
+    row: str | dict[str, Any], inputs: Mapping[str, bool], columns: Mapping[str, str | list[str]]
 ) -> dict[str, Any]:
     """Return a row's inputs by role; the names of the recipe's columns stand for their roles."""
     if isinstance(row, str):
         return {next(iter(inputs)): row}
-    names = {role: role if role in row else columns.get(role, role) for role in inputs}
+    from sft_engine.tables import numbers_of
+
+    tables = {role: names for role, names in columns.items() if not isinstance(names, str)}
+    row = {role: numbers_of(row, names) for role, names in tables.items() if role not in row} | row
+    names = {role: role if role in row else str(columns.get(role, role)) for role in inputs}
     for role, needed in inputs.items():
         if needed and row.get(names[role]) is None:
             raise DataError(
@@ -219,15 +300,13 @@ def verify_resume(
 ) -> ResumeProof:
     """Show that a recipe, with its plugins, resumes bit for bit.
 
-    Trains `steps` steps in this process; then trains again, interrupts before step `interrupt_at`, and
-    resumes in a fresh process.
+    Trains `steps` steps in this process (a recipe with phases: as many in each as its share); then
+    trains again, interrupts before step `interrupt_at`, and resumes in a fresh process.
     """
     launch.require_one_process("verify-resume")
     from sft_engine.training import train
 
-    # A record a step, and no thinning of them, so that every loss is compared.
-    short = [*overrides, f"train.steps={steps}", "train.log_every=1"]
-    planned = check(recipe, overrides=short)
+    planned = check_short(recipe, overrides, steps)
     with tempfile.TemporaryDirectory(prefix="sft-verify-") as scratch:
         whole = Path(scratch, "whole")
         outcome = train(planned, whole, progress=progress)
@@ -241,12 +320,21 @@ def verify_resume(
                 f"there is no step {interrupt_at} to interrupt: use a larger --steps"
             )
         return ResumeProof(
-            steps=steps,
+            steps=_report_of(whole)["steps"],
             interrupted_at=interrupt_at,
             uninterrupted=outcome.fingerprint,
             resumed=resumed["fingerprint"],
             loss_equal=_losses(whole) == _losses(parted),
         )
+
+
+def check_short(recipe: RecipeLike, overrides: Sequence[str], steps: int) -> Plan:
+    """Check a recipe shortened to some steps, with a record of each; phases share them equally."""
+    # A record a step, and no thinning of them, so that every loss is compared.
+    short = [*overrides, f"train.steps={steps}", "train.log_every=1"]
+    phases = len(_recipe(recipe, overrides).phases)
+    short += [f"phase.{index}.steps={-(-steps // phases)}" for index in range(phases)]
+    return check(recipe, overrides=short)
 
 
 def _resume_elsewhere(folder: Path) -> dict[str, Any]:
@@ -259,6 +347,10 @@ def _resume_elsewhere(folder: Path) -> dict[str, Any]:
     )
     if process.returncode:
         raise SftError(f"the fresh process could not resume: {process.stderr.strip()[-2000:]}")
+    return _report_of(folder)
+
+
+def _report_of(folder: Path) -> dict[str, Any]:
     report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     return report
 
@@ -340,19 +432,43 @@ def _reopen(
     split: str = "test",
     rows: dict[str, Any] | None = None,
 ) -> Reopened:
+    planned, names = _finished(folder, overrides)
+    from sft_engine.assemble import reopen
+
+    if data is not None:
+        rows = {split: _read_data(Path(data), images=_reads_images(planned))}
+    return reopen(planned, folder, names, rows)
+
+
+def _read_data(path: Path, *, images: bool) -> Dataset:
+    if images and path.is_dir():
+        from sft_engine.builtin.image_data import read_folder
+
+        return read_folder(path)
+    from sft_engine.builtin.data import read_file
+
+    return read_file(path)
+
+
+def _finished(folder: Path, overrides: Sequence[str]) -> tuple[Plan, tuple[str, ...]]:
+    """Return the recipe of a finished run, and what training called the outputs.
+
+    Raises:
+        CheckpointError: the folder holds no run, or one that has not ended.
+    """
     planned = check(_recipe_of(folder), overrides=overrides)
     if not (folder / "model").exists():
         raise CheckpointError(
             f"{folder} has no model/ yet: `sft-engine resume {folder}` finishes it"
         )
-    from sft_engine.assemble import reopen
-
-    names = json.loads((folder / "run.json").read_text(encoding="utf-8"))["label_names"]
-    if data is not None:
-        from sft_engine.builtin.data import read_file
-
-        rows = {split: read_file(Path(data))}
-    return reopen(planned, folder, tuple(names), rows)
+    try:
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return planned, tuple(facts["label_names"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / 'run.json'} cannot be read ({type(error).__name__}): it holds the label names; "
+            "put it back, or start the recipe again with `sft-engine run`"
+        ) from error
 
 
 def _chunks(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:

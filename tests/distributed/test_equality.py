@@ -19,6 +19,25 @@ LONG = [
 SGD = ["optimizer.use=sgd", "optimizer.lr=0.1", "optimizer.momentum=0.9"]
 ADAMW = ["optimizer.use=adamw", "optimizer.lr=0.01"]
 DOUBLE = ["backbone.dtype=float64"]
+PHASES = [
+    "stream.0.use=tiny/texts",
+    "stream.0.name=source",
+    "stream.0.examples=37",
+    "stream.0.seed=3",
+    "stream.0.batch_size=6",
+    "phase.0.name=pretrain",
+    "phase.0.steps=9",
+    "phase.0.streams.source=1.0",
+    "phase.1.name=joint",
+    "phase.1.steps=16",
+    "phase.1.streams.source=2.0",
+    "phase.1.streams.data=0.5",
+    "phase.1.lr=0.003",
+    "phase.2.name=last",
+    "phase.2.steps=5",
+]
+"""The last window of `source` has one example, of which the second rank gets none."""
+
 CASES = {
     "sgd": {"overrides": [*LONG, *SGD, *DOUBLE]},
     "adamw": {"overrides": [*LONG, *ADAMW, *DOUBLE]},
@@ -32,6 +51,7 @@ CASES = {
         ]
     },
     "terms": {"overrides": [*LONG, *ADAMW, *DOUBLE], "extensions": ['"test/terms"']},
+    "phases": {"overrides": [*LONG, *ADAMW, *DOUBLE, *PHASES], "extensions": ['"test/terms"']},
     "float32": {"overrides": [*LONG, *SGD]},
 }
 SPLITS = {

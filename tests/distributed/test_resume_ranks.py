@@ -45,6 +45,30 @@ def test_resume_is_bit_equal(ranks, whole, at, before, after):
     assert losses(again.folder / "run") == losses(whole.folder / "run")
 
 
+PHASES = [
+    "stream.0.use=tiny/texts",
+    "stream.0.name=source",
+    "stream.0.examples=37",
+    "stream.0.batch_size=6",
+    "phase.0.name=pretrain",
+    "phase.0.steps=4",
+    "phase.0.streams.source=1.0",
+    "phase.1.name=joint",
+    "phase.1.steps=5",
+    "phase.1.streams.source=1.0",
+    "phase.1.streams.data=0.5",
+]
+
+
+def test_resume_within_a_phase_of_several_streams_is_bit_equal(ranks):
+    case = {"overrides": [*NOISY, *PHASES], "extensions": EXTENSIONS}
+    whole = ranks("runs", cases={"run": case})
+    stopped = ranks("interrupted", at=6, codes=[75, 75], **case)
+    again = ranks("resumed", folder=stopped.folder, **case)
+    assert again["fingerprint"] == [result["run"]["fingerprint"] for result in whole.results]
+    assert losses(again.folder / "run") == losses(whole.folder / "run")
+
+
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_another_number_of_processes_can_resume(ranks, before, after):
     stopped = ranks("interrupted", world=before, at=5, codes=[75] * before, **NOISE)

@@ -67,6 +67,8 @@ metrics = {metrics}
         ("text-classification", 'labels = "multi"', '["exact-match"]', []),
         ("text-classification", "", '["exact-match"]', ["exact-match"]),
         ("text-regression", "", '["f1", "mse"]', ["f1"]),
+        ("image-classification", "", '["f1", "mse"]', ["mse"]),
+        ("image-classification", 'labels = "multi"', '["exact-match"]', []),
         ("acme/ranking", "", '["whatever"]', []),
         ("text-regression", "", "3", []),
     ],

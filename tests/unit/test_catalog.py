@@ -329,7 +329,12 @@ def again_order(again):
         ),
         (
             RECIPE + "[data.columns]\ntext = 3\n",
-            ['r.toml:9: `data.columns`: found {"text": 3}, allowed: a table of strings.'],
+            [
+                (
+                    'r.toml:9: `data.columns`: found {"text": 3}, allowed: a table of items, each a '
+                    "string or a list of strings."
+                )
+            ],
         ),
         (
             RECIPE + "[train]\nbatch_size = 0\nprecision = 'int8'\nepoch = 3\n",

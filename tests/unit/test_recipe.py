@@ -341,8 +341,8 @@ def test_with_overrides_leaves_the_recipe_as_it_was():
 
 ALLOWED = (
     "allowed: `extends`, `seed`, `seeds`, `backbone`, `task`, `data`, `optimizer`, `schedule`, "
-    "`freezing`, `regularizer`, `augmentation`, `probe`, `tracker`, `extension`, `train`, "
-    "`evaluation`, `checkpoint`"
+    "`freezing`, `regularizer`, `augmentation`, `probe`, `tracker`, `extension`, `stream`, "
+    "`train`, `evaluation`, `checkpoint`, `phase`"
 )
 
 

@@ -44,6 +44,15 @@ side = "left"
 scale = 2
 [[extension]]
 use = "early-stopping"
+[[stream]]
+name = "source"
+use = "hf-dataset"
+data = {name = "imdb"}
+subset = 100
+[[phase]]
+name = "both"
+epochs = 2
+streams = {source = 1.0, data = 0.5}
 """
 
 
@@ -115,6 +124,11 @@ def test_a_recipe_is_valid(validator):
         ("seed = 3", "seed = -3"),
         ("order = 4", "ordr = 4"),
         ('use = "early-stopping"', "patience = 3"),
+        ('name = "source"\n', ""),
+        ('use = "hf-dataset"', 'use = "hf-dataset"\nvalidation = 0.1'),
+        ('name = "both"', 'nam = "both"'),
+        ("source = 1.0", "source = 0"),
+        ("[[phase]]", "[phase]"),
     ],
 )
 def test_a_mistake_is_not(validator, old, new):

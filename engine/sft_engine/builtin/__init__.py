@@ -22,6 +22,21 @@ COMPONENTS: dict[str, dict[str, tuple[str, str]]] = {
             "tasks:TextRegression",
             "One or several numbers for a text or a pair of texts.",
         ),
+        "image-classification": (
+            "tasks:ImageClassification",
+            "One of many classes, or any of many labels, for an image.",
+        ),
+        "tabular-classification": (
+            "tabular:TabularClassification",
+            "One of many classes, or any of many labels, for a row of numbers.",
+        ),
+        "tabular-regression": (
+            "tabular:TabularRegression",
+            "One or several numbers for a row of numbers.",
+        ),
+    },
+    "backbone": {
+        "mlp": ("mlp:Mlp", "A small network on standardised columns of numbers."),
     },
     "data": {
         "csv": ("data:Csv", "Files of text fields between commas, tabs or other characters."),
@@ -29,6 +44,8 @@ COMPONENTS: dict[str, dict[str, tuple[str, str]]] = {
         "parquet": ("data:Parquet", "Parquet files."),
         "hf-dataset": ("data:HfDataset", "A Hugging Face data set: hub id or local folder."),
         "function": ("data:Function", "What a Python function of yours returns."),
+        "image-folder": ("image_data:ImageFolder", "A folder of images for each class."),
+        "arrays": ("image_data:Arrays", "Images and labels as arrays in numpy files (.npz)."),
     },
     "optimizer": {
         "adamw": ("optimizers:AdamW", "Adam with decoupled weight decay; the usual choice."),
@@ -67,6 +84,11 @@ COMPONENTS: dict[str, dict[str, tuple[str, str]]] = {
 """Kind, name, where it is in this package, and one line for lists."""
 
 
+CLASSIFICATION = ("text-classification", "image-classification", "tabular-classification")
+REGRESSION = ("text-regression", "tabular-regression")
+"""Tasks of ours that share metrics."""
+
+
 @hookimpl
 def sft_register(catalog: Catalog) -> None:
     """Add every component of the table."""
@@ -95,9 +117,9 @@ def sft_check_recipe(recipe: Recipe) -> Iterable[Problem]:
 def _task_kind(recipe: Recipe) -> Kind | None:
     """Return what the recipe's task ends in, if it is one of ours."""
     for component in recipe.components:
-        if component.kind == "task" and component.use == "text-regression":
+        if component.kind == "task" and component.use in REGRESSION:
             return "regression"
-        if component.kind == "task" and component.use == "text-classification":
+        if component.kind == "task" and component.use in CLASSIFICATION:
             multi = component.options.get("labels") == "multi"
             return "multi-label" if multi else "classification"
     return None

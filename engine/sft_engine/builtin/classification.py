@@ -85,6 +85,12 @@ class Classification:
             for name, rows in splits.items()
         }
 
+    def found_names(self, rows: Dataset, split: str) -> tuple[str, ...]:
+        """Return the class names of raw training rows, in the order that they would have alone."""
+        if self.target not in rows.column_names:
+            return ()
+        return label_columns.learn_names(self._read(rows, split))
+
     def strata(self, rows: Dataset) -> np.ndarray | None:
         """Return a number for each raw row, equal where labels are; None if there are no classes."""
         return None if self.multi else self._read(rows, "train").codes

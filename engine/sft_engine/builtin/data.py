@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_engine.builtin import readers
+from sft_engine.columns import with_folder
 from sft_engine.errors import DataError, RecipeError, SftError
 from sft_engine.sentences import show_value, suggest
 
@@ -97,7 +98,7 @@ def _by_split(path: str | Mapping[str, str], read: Callable[[Path], Dataset]) ->
     if not paths:
         raise RecipeError("data.path names no file; give a file, or one file a split.")
     files = {split: readers.existing(each) for split, each in paths.items()}
-    return {split: read(file) for split, file in files.items()}
+    return {split: with_folder(read(file), file.parent) for split, file in files.items()}
 
 
 def read_file(path: Path) -> Dataset:
@@ -107,6 +108,10 @@ def read_file(path: Path) -> Dataset:
         DataError: no such file, another kind of file, or a broken one.
     """
     file = readers.existing(str(path))
+    return with_folder(_read_by_suffix(file, path), file.parent)
+
+
+def _read_by_suffix(file: Path, path: Path) -> Dataset:
     if file.suffix in _DELIMITERS:
         return readers.read_csv(file, _DELIMITERS[file.suffix])
     if file.suffix in (".jsonl", ".ndjson"):
@@ -157,7 +162,9 @@ class HfDataset:
         if tables:
             files = _split_files(folder, tables)
             return {
-                split: readers.read_csv(readers.existing(str(f)), _DELIMITERS[f.suffix])
+                split: with_folder(
+                    readers.read_csv(readers.existing(str(f)), _DELIMITERS[f.suffix]), folder
+                )
                 for split, f in files.items()
             }
         return self._load_dataset(str(folder))

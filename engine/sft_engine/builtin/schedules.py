@@ -342,6 +342,12 @@ class Plateau:
         check_watched(run, self.metric, self.direction, "plateau", "`schedule.metric`")
 
     @hookimpl
+    def sft_phase_start(self, run: Run) -> None:
+        """Begin anew in a new phase; not where a run is resumed within one."""
+        if run.clock.step == run.clock.phase_start:
+            self.scale, self.best, self.bad, self.cooling = 1.0, None, 0, 0
+
+    @hookimpl
     def sft_metrics(self, run: Run, view: View, values: dict[str, float]) -> None:
         """Look at the plain view of the validation split."""
         seen = watched(run, view, values, self.metric, self.direction, "`schedule.metric`")

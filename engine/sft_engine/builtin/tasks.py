@@ -2,7 +2,6 @@
 
 How the tasks to come fit in the same protocol:
 
-* image-classification: a subclass of `Classification` with `inputs = {"image": True}`; nothing else.
 * token-classification: `targets(examples, inputs)` spreads word labels over the tokens in `inputs`, -100
   elsewhere; `units` adds `token`, the number of targets that are not -100; `loss` is
   `cross_entropy_sum` per `token`.
@@ -14,13 +13,14 @@ How the tasks to come fit in the same protocol:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
 from sft_engine.builtin.classification import Classification
 from sft_engine.builtin.regression import Regression
-from sft_engine.errors import DataError
+from sft_engine.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,6 +54,38 @@ class TextClassification(Classification):
         """Check that texts are texts, then encode labels; see `Classification.prepare`."""
         check_texts(splits, self.inputs)
         return super().prepare(splits, label_names)
+
+
+class ImageClassification(Classification):
+    """Give an image one of many classes, or any of many labels.
+
+    Args:
+        labels: `single` for exactly one class an image, `multi` for any number of labels.
+        class_weights: `none`, `balanced` (rare classes count more, by their number in training), or
+            one number a class; with `multi` a weight of each label's positive examples.
+        label_smoothing: Share of the target that is spread evenly over all classes.
+        separator: With `multi`, splits a string into labels, such as `;`; empty for one label.
+    """
+
+    inputs: ClassVar[Mapping[str, bool]] = {"image": True}
+
+    def __init__(
+        self,
+        labels: Literal["single", "multi"] = "single",
+        class_weights: Literal["none", "balanced"] | list[float] = "none",
+        label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        separator: str = "",
+    ) -> None:
+        super().__init__(labels, class_weights, label_smoothing, separator)
+
+    def check(self) -> None:
+        """Raise RecipeError where the libraries that read images are not installed."""
+        missing = [name for name in ("PIL", "torchvision") if find_spec(name) is None]
+        if missing:
+            raise RecipeError(
+                f'[task] use = "image-classification" needs {" and ".join(missing)}, which this Python '
+                "lacks: pip install 'sft-engine[images]'."
+            )
 
 
 class TextRegression(Regression):

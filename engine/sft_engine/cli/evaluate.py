@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 @click.option(
     "--data",
     type=click.Path(),
-    help="Evaluate this csv, tsv, jsonl or parquet file, with the recipe's columns, instead.",
+    help="Evaluate this csv, tsv, jsonl or parquet file, with the recipe's columns, or this folder of "
+    "images (a folder for each class), instead.",
 )
 @set_option
 @json_option

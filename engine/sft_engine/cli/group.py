@@ -18,6 +18,7 @@ VERBS = {
     "verify-resume": "Show that a recipe, with its plugins, resumes bit for bit.",
     "evaluate": "Evaluate a run on one of its splits or on other data.",
     "predict": "Predict with a run: texts, a file or standard input.",
+    "export": "Export a run for others to load: ONNX, torch.export, or its own library.",
     "plugins": "List installed plugins and components; show or trace them.",
     "new-recipe": "Write a commented recipe for a task and a backbone.",
     "schema": "Print the JSON Schema of recipes, for editors.",

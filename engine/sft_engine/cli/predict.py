@@ -11,6 +11,7 @@ import click
 
 from sft_engine.cli.ending import rank
 from sft_engine.cli.files import whole_file
+from sft_engine.cli.images import image_rows, rows_shown
 from sft_engine.cli.parameters import output_option, run_argument, set_option, verb
 from sft_engine.cli.rows import FORMATS, Row, joined, read_lines, read_rows, write_records
 from sft_engine.errors import DataError
@@ -25,7 +26,7 @@ STDIN = "-"
     "--file",
     "-f",
     type=click.Path(),
-    help="Read rows from a txt (a text a line), csv, tsv, jsonl or parquet file.",
+    help="Read rows from a txt (a text or a path a line), csv, tsv, jsonl or parquet file.",
 )
 @output_option
 @click.option(
@@ -47,18 +48,28 @@ def command(
     batch_size: int,
     overrides: tuple[str, ...],
 ) -> None:
-    """Predict with the final weights of a run: texts, a file, or standard input.
+    """Predict with the final weights of a run: texts, images, a file, or standard input.
 
     Without TEXT and --file, or with `-`, reads standard input: a text a line, or a JSON object a line
-    with the task's inputs by role or by the recipe's column (`{"text": ..., "text_pair": ...}`).
+    with the task's inputs by role or by the recipe's column (`{"text": ..., "text_pair": ...}`). Where
+    the task is about images, TEXT is the path of an image, or of a folder with images in it.
 
     Writes a line for each row, as soon as its batch is done: the row, the prediction, and probabilities
     (in csv the columns `p(LABEL)`).
     """
     from sft_engine import verbs
 
-    rows, given = itertools.tee(_rows(texts, file))
-    records = joined(given, verbs.predict(run, rows, batch_size=batch_size, overrides=overrides))
+    found = _rows(texts, file)
+    column = verbs.image_column(run, overrides=overrides)
+    if column:
+        found = image_rows(found, column, file)
+    rows, given = itertools.tee(found)
+    given = rows_shown(given, column) if column else given
+    records = joined(
+        given,
+        verbs.predict(run, rows, batch_size=batch_size, overrides=overrides),
+        column or "text",
+    )
     form = form or ("csv" if output and output.endswith(".csv") else "jsonl")
     with whole_file(output) if output else nullcontext(sys.stdout) as sink:
         count = write_records(records if not rank() else (), sink, form)

@@ -99,10 +99,12 @@ def _near(file: Path) -> str:
 # --- Out -----------------------------------------------------------------------------------------
 
 
-def joined(rows: Iterable[Row], records: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Return each record behind the row that it was predicted from; a text is the column `text`."""
+def joined(
+    rows: Iterable[Row], records: Iterable[Mapping[str, Any]], name: str = "text"
+) -> Iterator[dict[str, Any]]:
+    """Return each record behind the row that it was predicted from; a row of one text is `name`."""
     for row, record in zip(rows, records, strict=True):
-        given = {"text": row} if isinstance(row, str) else row
+        given = {name: row} if isinstance(row, str) else row
         yield {**given, **record}
 
 

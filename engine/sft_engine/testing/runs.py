@@ -46,6 +46,9 @@ def tiny_plugins(components: Mapping[tuple[str, str], str] | None = None) -> Plu
     def sft_register(catalog: Catalog) -> None:
         catalog.add("data", "tiny/texts", "sft_engine.testing.tiny:TinyTexts", "Random words.")
         catalog.add("backbone", "tiny/text", "sft_engine.testing.tiny:TinyText", "Tiny network.")
+        images = "sft_engine.testing.tiny_images"
+        catalog.add("data", "tiny/pictures", f"{images}:TinyPictures", "Noise with a bright half.")
+        catalog.add("backbone", "tiny/image", f"{images}:TinyImage", "Tiny convolutions.")
         for (kind, name), target in (components or {}).items():
             catalog.add(kind, name, target, "A component of a test.")
 

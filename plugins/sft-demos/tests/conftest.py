@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,29 @@ def sdist(index: Path) -> str:
     """Put tiny-1.0.zip, a source archive, on the index and return its SHA-256."""
     files = {"PKG-INFO": METADATA, "pyproject.toml": PYPROJECT, "backend.py": BACKEND}
     return zip_of(index / "tiny-1.0.zip", {f"tiny-1.0/{name}": files[name] for name in files})
+
+
+def _deb_of(files: dict[str, str], compression: str = "xz") -> bytes:
+    """Build a package: an ar archive of three members, the last with the files."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=f"w:{compression}") as inner:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"./{name}")
+            member.size = len(content)
+            inner.addfile(member, io.BytesIO(content.encode()))
+    members = {
+        "debian-binary": b"2.0\n",
+        "control.tar.xz": b"odd",
+        f"data.tar.{compression}": buffer.getvalue(),
+    }
+    parts = [b"!<arch>\n"]
+    for name, content in members.items():
+        header = f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(content):<10}`\n".encode()
+        parts += [header, content, b"\n" * (len(content) % 2)]
+    return b"".join(parts)
+
+
+@pytest.fixture
+def deb_of() -> Callable[..., bytes]:
+    """The function that builds a Debian package."""
+    return _deb_of

@@ -14,6 +14,11 @@ OFFERED = {
     ("data", "tweets"),
     ("data", "amazon-reviews"),
     ("data", "nyt-editorials"),
+    ("weights", "demo:efficientnet-lite0"),
+    ("data", "mnist-5k"),
+    ("data", "digits"),
+    ("data", "photo-stamps"),
+    ("data", "iris"),
 }
 
 
@@ -40,8 +45,10 @@ def test_every_target_exists_and_has_a_summary() -> None:
 
 def test_loading_the_plugin_imports_nothing_heavy() -> None:
     code = (
-        "import sys, sft_demos, sft_demos.weights, sft_demos.reviews;"
-        "print(sorted({'torch', 'datasets', 'transformers', 'pandas', 'numpy'} & set(sys.modules)))"
+        "import sys, sft_demos, sft_demos.weights, sft_demos.reviews, sft_demos.efficientnet;"
+        "import sft_demos.mnist, sft_demos.bundled, sft_demos.stamps;"
+        "heavy = {'torch', 'datasets', 'transformers', 'pandas', 'numpy', 'sklearn', 'timm', 'PIL'};"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

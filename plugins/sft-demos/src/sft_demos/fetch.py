@@ -11,10 +11,14 @@ import hashlib
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from sft_demos.cache import cache_folder, exclusive, scratch
 from sft_engine import DataError
+
+INDEX = ("the package index", "check the index that pip uses (`pip config list`)")
+"""Where pip fetches from, and what to look at if something else came from there."""
 
 
 def fetch(
@@ -41,6 +45,34 @@ def fetch(
     Raises:
         DataError: The archive cannot be fetched, is not the pinned one, or cannot be written.
     """
+
+    def download(folder: Path, target: Path) -> None:
+        formats = ("--no-binary" if source else "--only-binary", distribution)
+        pinned = f"{distribution}=={version} --hash=sha256:{sha256}"
+        _pip_download(pinned, formats, folder, target)
+
+    return obtain(filename, sha256, download, INDEX, megabytes)
+
+
+def obtain(
+    filename: str,
+    sha256: str,
+    download: Callable[[Path, Path], None],
+    origin: tuple[str, str],
+    megabytes: float | None = None,
+) -> Path:
+    """Return the verified file in the cache; if it is not there, let `download` get it.
+
+    Args:
+        filename: Of the file in the cache.
+        sha256: Of the file, 64 hexadecimal digits.
+        download: Called with an empty folder, to put the file in, and its later path, for messages.
+        origin: Where the file comes from, and what to look at if another file came from there.
+        megabytes: Size to announce on stderr before the download.
+
+    Raises:
+        DataError: The file cannot be fetched, is not the pinned one, or cannot be written.
+    """
     target = cache_folder() / filename
     if _is_verified(target, sha256):
         return target
@@ -48,10 +80,8 @@ def fetch(
         if not _is_verified(target, sha256):  # else it was fetched while this process waited
             with scratch(target) as folder:
                 _announce(target, megabytes)
-                formats = ("--no-binary" if source else "--only-binary", distribution)
-                pinned = f"{distribution}=={version} --hash=sha256:{sha256}"
-                _pip_download(pinned, formats, folder, target)
-                _accept(folder / filename, target, sha256)
+                download(folder, target)
+                _accept(folder / filename, target, sha256, origin)
     return target
 
 
@@ -99,7 +129,7 @@ def _failure(output: str, target: Path) -> DataError:
     """Turn what pip printed into one sentence with the next step."""
     wrong = re.search(r"\bGot\s+([0-9a-f]{64})\b", output)
     if wrong:
-        return _wrong_hash(target, wrong[1])
+        return _wrong_hash(target, wrong[1], INDEX)
     if "No module named pip" in output:
         return DataError(
             f"cannot fetch {target.name}: this Python has no pip ({sys.executable}); run "
@@ -114,22 +144,22 @@ def _failure(output: str, target: Path) -> DataError:
     )
 
 
-def _wrong_hash(target: Path, found: str) -> DataError:
+def _wrong_hash(target: Path, found: str, origin: tuple[str, str]) -> DataError:
+    place, advice = origin
     return DataError(
-        f"{target.name} from the package index has SHA-256 {found}, which is not the pinned one: "
-        "it was deleted unopened; check the index that pip uses (`pip config list`), or put "
-        f"the right file at {target} yourself."
+        f"{target.name} from {place} has SHA-256 {found}, which is not the pinned one: "
+        f"it was deleted unopened; {advice}, or put the right file at {target} yourself."
     )
 
 
-def _accept(downloaded: Path, target: Path, sha256: str) -> None:
+def _accept(downloaded: Path, target: Path, sha256: str, origin: tuple[str, str]) -> None:
     """Move the download to its place, after a check of our own; anything else raises DataError."""
     if not downloaded.is_file():
         raise DataError(
-            f"pip downloaded something else than {target.name}: put that file at {target} yourself."
+            f"{origin[0]} gave something else than {target.name}: put that file at {target} yourself."
         )
     with downloaded.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
-        raise _wrong_hash(target, found)
+        raise _wrong_hash(target, found, origin)
     downloaded.replace(target)

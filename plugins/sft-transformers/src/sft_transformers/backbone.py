@@ -39,6 +39,8 @@ class Transformers:
         trust_remote_code: Run Python code that comes with the model; read it first.
     """
 
+    export_formats = ("hf",)
+
     def __init__(  # noqa: PLR0913 - options of a recipe
         self,
         *,
@@ -230,6 +232,30 @@ class Transformers:
                 self.tokenizer.save_pretrained(folder)
         except SafetensorError as error:  # a full disk, in the words of safetensors
             raise OSError(str(error)) from error
+
+    def load_exported(self, folder: Path, form: str) -> nn.Module | None:  # noqa: ARG002 - contract
+        """Read a saved model with transformers alone; None if the head is our own."""
+        from transformers import AutoModelForSequenceClassification
+
+        from sft_transformers.sources import quiet
+
+        if self._own_head:
+            return None
+        with quiet():
+            options = {"trust_remote_code": self.trust_remote_code}
+            model: nn.Module = AutoModelForSequenceClassification.from_pretrained(folder, **options)
+        return model
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Say how texts become tokens; the tokenizer's own files say the rest."""
+        return {
+            "kind": "tokens",
+            "reader": "transformers.AutoTokenizer",
+            "max_length": self.tokenization.limit,
+            "truncation": True,
+            "padding_side": self.tokenizer.padding_side,
+            "padding": {**self._padding, "attention_mask": 0},
+        }
 
     def _check_positions(self, model: nn.Module) -> None:
         """Refuse a length for which there are too few positions, before a text is that long."""

@@ -1,72 +1,24 @@
-"""When a forward pass first uses each parameter, read from the autograd graph.
-
-One short forward pass answers two questions for any architecture: which parameters no gradient can
-reach, and in what order the others are used (registration order differs from it: OPT registers its
-final norm before its layers, BART the norm of its embeddings after them).
-"""
+"""Parameters that the logits do not depend on become buffers, found by one short forward pass."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
 
 from sft_engine import logits_of
+from sft_engine.first_use import Forward, first_use, probing
 
-Forward = Callable[[nn.Module], Any]
-"""Runs a model on a short example."""
+__all__ = ["first_use", "retire_unused"]
 
 _log = logging.getLogger("sft_transformers")
 
 
-@contextmanager
-def _probing(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Let every parameter take part in the graph; put modes, flags and random state back after."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(p, p.requires_grad) for p in model.parameters() if p.is_floating_point()]
-    try:
-        model.train(training)
-        for parameter, _ in flags:
-            parameter.requires_grad_()
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-
-
-def first_use(model: nn.Module, forward: Forward) -> dict[str, int]:
-    """Return the position in the forward pass at which each parameter is first used.
-
-    Positions are sequence numbers of autograd nodes: only their order means something. Parameters
-    that the logits do not depend on, or only through an opaque autograd function, are left out.
-    """
-    with _probing(model, training=False):
-        positions: dict[int, int] = {}
-        todo = [node for node in [logits_of(forward(model)).grad_fn] if node is not None]
-        seen = set(todo)
-        while todo:
-            node = todo.pop()
-            for following, _ in node.next_functions:
-                if following is not None and hasattr(following, "variable"):
-                    key = id(following.variable)
-                    positions[key] = min(positions.get(key, 2**63), node._sequence_nr())  # noqa: SLF001
-                elif following is not None and following not in seen:
-                    seen.add(following)
-                    todo.append(following)
-    return {n: positions[id(p)] for n, p in model.named_parameters() if id(p) in positions}
-
-
 def _trained(model: nn.Module, forward: Forward) -> set[str]:
     """Return the names of parameters that a true backward pass reaches."""
-    with _probing(model, training=True):
+    with probing(model, training=True):
         try:
             torch.autograd.backward(logits_of(forward(model)).sum())
             return {n for n, p in model.named_parameters() if p.grad is not None}

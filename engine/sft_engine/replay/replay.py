@@ -1,0 +1,338 @@
+"""Runs the frozen part of a model once for each example, and trains and evaluates what follows it.
+
+The first time that an example is met, the frozen part computes its activations, without gradients, and
+they are kept. The rest of the model then runs from what is kept, that time and every time after: there
+is no pass of its own to fill the store, and every pass over the data goes the same way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sft_engine import ranks
+from sft_engine.errors import RecipeError
+from sft_engine.replay import decision, identity
+from sft_engine.replay.check import kept_rows, replayed, require_same, verify
+from sft_engine.replay.decision import Amounts, Decision, Figures
+from sft_engine.replay.keeping import Keeping, Source
+from sft_engine.replay.liveness import find_cut
+from sft_engine.replay.probes import choose, probes
+from sft_engine.replay.stubs import installed
+from sft_engine.replay.timing import Stopwatch, least
+from sft_engine.replay.trace import Probe, Refused, pure, same_draws
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sft_engine.devices import Precision
+    from sft_engine.flow import Batch, Run, View
+    from sft_engine.replay.cut import Cut
+
+MEASURED = 3
+"""Micro-batches that are timed before it is decided whether to go on."""
+
+
+@dataclass
+class Replay:
+    """Replays the frozen part of a run's model.
+
+    Args:
+        run: The run; its batches come through `serving`.
+        precision: Autocast.
+        fingerprints: Content hash of each split.
+    """
+
+    run: Run
+    precision: Precision
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    keeping: Keeping | None = None
+    _source: Source = field(init=False)
+    _stale: bool = True
+    _trial: list[Figures] | None = None
+    _watched: identity.Watched | None = None
+    _checked: bool | None = None  # in evaluation mode
+    _decisions: dict[str, Decision] = field(default_factory=dict)
+    _restored: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._source = Source(self.run)
+
+    # --- what the loop and evaluation call -------------------------------------------------------
+
+    def follow(self) -> None:
+        """Plan anew at the next batch, because what trains has changed."""
+        self._drop()
+        self._stale = True
+
+    def serving(self, batch: Batch, view: View | None = None) -> AbstractContextManager[None]:
+        """Return the context in which a batch's forward and backward passes run.
+
+        Args:
+            batch: On the device. If it is not served, its inputs are made real where they are not.
+            view: The view that is being evaluated; None in training.
+        """
+        if view is None:
+            self._prepare(batch)
+        if self.keeping is None or not self._is_served(self.keeping, batch, view):
+            self.make_real(batch)
+            return nullcontext()
+        return self._served(self.keeping, batch, training=view is None)
+
+    def make_real(self, batch: Batch) -> None:
+        """Fetch the inputs that a batch has only stand-ins of."""
+        self._source.make_real(batch)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs: decisions, and who was computed with whom (collective)."""
+        keeping = self.keeping
+        if keeping is not None:
+            keeping.commit()
+        own = {} if keeping is None else keeping.groups()
+        return {
+            "decisions": {key: [each.on, each.line] for key, each in self._decisions.items()},
+            "fingerprint": "" if keeping is None else keeping.fingerprint,
+            "groups": ranks.everyones(self.run.accelerator, own),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned."""
+        self._decisions = {key: Decision(*each) for key, each in state["decisions"].items()}
+        self._restored = state
+
+    def close(self, *, finished: bool) -> None:
+        """Let go of everything; files stay only for a run that can be resumed."""
+        if finished:
+            self._drop()
+            with contextlib.suppress(OSError):
+                (self.run.folder / "replay").rmdir()
+        self.keeping = None
+
+    # --- planning --------------------------------------------------------------------------------
+
+    def _prepare(self, batch: Batch) -> None:
+        """Plan if that is due; decide if enough was measured; look for changes of weights."""
+        if self._stale:
+            self._stale = False
+            self._plan(batch)
+        elif self._trial is not None and len(self._trial) >= MEASURED:
+            self._judge()
+        elif self._watched is not None and not self._watched.unchanged:
+            self._say("replay begins anew: frozen weights have changed")
+            self.follow()
+            self._prepare(batch)
+
+    def _plan(self, batch: Batch) -> None:
+        """Find and check the cut, or say why there is none."""
+        run = self.run
+        if all(p.requires_grad for p in run.model.parameters()):
+            return
+        known = self._known_decision()
+        if known is not None and not known.on:
+            return
+        found, failure = self._tried(batch)
+        # What one rank cannot do, none does.
+        failure = next(filter(None, ranks.everyones(run.accelerator, failure)), "")
+        if found is None or failure:
+            self._refuse(failure)
+            return
+        self._keep_by(*found)
+        self._announce(known)
+
+    def _tried(self, batch: Batch) -> tuple[tuple[Cut, Probe] | None, str]:
+        """Return a cut that has passed all checks, or why there is none."""
+        if reason := self._bar(batch):
+            return None, reason
+        try:
+            return self._attempt(batch.split), ""
+        except Refused as error:
+            return None, str(error)
+        except Exception as error:  # noqa: BLE001  a model may raise anything when it is tried out
+            said = f"{type(error).__name__}: {error}".partition("\n")[0]
+            return None, f"trying it out failed with {said}"
+
+    def _bar(self, batch: Batch) -> str:
+        bar = identity.bar(self.run, self.run.splits.get(batch.split))
+        if not bar and self.run.plan.train.replay == "auto" and self._epochs_left() <= 1:
+            return "no example is seen twice"
+        return bar
+
+    def _attempt(self, name: str) -> tuple[Cut, Probe]:
+        """Find a cut with examples of a split, and check it.
+
+        Raises:
+            Refused: there is none.
+        """
+        model = self.run.model
+        with torch.enable_grad(), pure(model):
+            first, second, alone = self._probes(name)
+            cut, one, other = find_cut(model, first, second)
+            identity.refuse_listeners(cut)
+            verify(model, cut, [(first, one), (second, other)], (alone, 0))
+        return cut, first
+
+    def _probes(self, name: str) -> tuple[Probe, Probe, Probe]:
+        real = self._source.examples(name)
+        return probes(choose(real), lambda ids: self._source.fetched(name, ids), self._read, real)
+
+    def _read(self, batch: Batch) -> list[Tensor]:
+        """Run the model; return all that the task makes of its outputs."""
+        run = self.run
+        with self.precision.autocast():
+            outputs = run.backbone.forward(run.model, batch.inputs)
+            predicted = run.task.predictions(outputs, batch)
+            return [run.task.loss(outputs, batch).value, *predicted.values()]
+
+    def _keep_by(self, cut: Cut, probe: Probe) -> None:
+        run = self.run
+        self._watched = identity.Watched(run, cut)
+        fingerprint = identity.fingerprint(run, cut, probe, self._watched.digest)
+        groups = self._restored.get("groups", [])
+        # Of other weights, or of another number of processes: they are put together anew.
+        same = self._restored.get("fingerprint") == fingerprint
+        usable = same and len(groups) == run.accelerator.num_processes
+        restored = groups[run.accelerator.process_index] if usable else {}
+        self.keeping = Keeping(
+            self._source, self.precision, cut, fingerprint, self.fingerprints, restored
+        )
+        self._checked = None
+
+    # --- deciding --------------------------------------------------------------------------------
+
+    def _announce(self, known: Decision | None) -> None:
+        if known is None and self.run.plan.train.replay == "auto":
+            self._trial = []
+        elif known is None:
+            self._settle(Decision(on=True, line=f"replay is on: {self._described()}"))
+
+    def _refuse(self, reason: str) -> None:
+        if self.run.plan.train.replay is True:
+            raise RecipeError(
+                f"`train.replay = true` cannot hold at step {self.run.clock.step}: {reason}; set it to "
+                '"auto" or false'
+            )
+        self._settle(Decision(on=False, line=f"replay is off: {reason}"))
+
+    def _judge(self) -> None:
+        """Decide by what was measured whether to go on; equally on all ranks."""
+        run, figures = self.run, least(self._trial or [])
+        self._trial = None
+        decided = ranks.from_main(run.accelerator, decision.decide(figures, self._amounts()))
+        if decided.on:
+            decided = Decision(on=True, line=f"{decided.line}; {self._described()}")
+        if run.is_main:
+            decision.remember(identity.run_key(run), decided)
+        self._settle(decided)
+        if not decided.on:
+            self._drop()
+
+    def _known_decision(self) -> Decision | None:
+        """Return what was decided earlier in this run, or on this machine for the same recipe."""
+        run = self.run
+        known = self._decisions.get(identity.trainable_key(run))
+        if known is not None or run.plan.train.replay is True:
+            return known
+        found = decision.remembered(identity.run_key(run)) if run.is_main else None
+        found = ranks.from_main(run.accelerator, found)
+        if found is not None:
+            self._settle(Decision(on=found.on, line=f"{found.line}; measured in an earlier run"))
+        return found
+
+    def _settle(self, decided: Decision) -> None:
+        """Hold on to a decision, on resume too, and say it once."""
+        self._decisions[identity.trainable_key(self.run)] = decided
+        self._say(decided.line)
+
+    def _amounts(self) -> Amounts:
+        assert self.keeping is not None
+        stores = [kept.store for key, kept in self.keeping.kept.items() if key[1]]
+        store = max(stores, key=len)
+        size = store.bytes / max(int(store.present.sum()), 1)
+        whole = size * len(store) * self.run.accelerator.num_processes
+        share = self.run.plan.train.replay_memory
+        place = decision.place_for(whole, self.run.folder, share)
+        return Amounts(len(store), self._epochs_left(), size, place)
+
+    def _epochs_left(self) -> float:
+        clock = self.run.clock
+        return (clock.phase_end - clock.step) / clock.steps_per_epoch
+
+    def _described(self) -> str:
+        """Say what is kept, and what ends the frozen part before its time."""
+        assert self.keeping is not None
+        cut = self.keeping.cut
+        names = ", ".join(f"`{leaf.name[0][0]}`" for leaf in cut.kept)
+        left = identity.frozen_outside(self.run.model, cut)
+        if not left or not cut.obstacle:
+            return f"kept of each example: {names}"
+        return (
+            f"kept of each example: {names}; {left} frozen parameters run every time, because "
+            f"{cut.obstacle}"
+        )
+
+    # --- serving ---------------------------------------------------------------------------------
+
+    def _is_served(self, keeping: Keeping, batch: Batch, view: View | None) -> bool:
+        split = self.run.splits.get(batch.split)
+        if split is None or not keeping.cut.fits(batch.inputs):
+            return False
+        if view is None:
+            return not split.transforms
+        return self._is_served_in(keeping, view, split.name)
+
+    def _is_served_in(self, keeping: Keeping, view: View, name: str) -> bool:
+        """Say whether a view of a split is served: the plain one of a split that is looked at again."""
+        run = self.run
+        if self._trial is not None or any((view.model, view.transform, view.perturb)):
+            return False
+        if identity.bar_evaluation(run) or self._watched is None:
+            return False
+        if (name, False) not in keeping.kept and run.clock.step >= run.clock.total_steps:
+            return False
+        if not self._watched.unchanged:
+            return False
+        if self._checked is None:
+            self._checked = self._holds_in_evaluation(keeping.cut)
+        return self._checked
+
+    def _holds_in_evaluation(self, cut: Cut) -> bool:
+        """Compare a replayed pass in evaluation mode with a full one, bit for bit."""
+        model = self.run.model
+        try:
+            with pure(model), torch.no_grad():
+                probe = self._probes(max(self.run.splits, key=lambda n: len(self.run.splits[n])))[0]
+                with same_draws():
+                    full = probe.run()
+                found, _ = replayed(model, cut, probe, kept_rows(cut, probe))
+                require_same("a prediction", found, full, exact=self.run.device.type == "cpu")
+        except Refused as error:
+            self._say(f"replay is off in evaluation: {error}")
+            return False
+        return True
+
+    @contextmanager
+    def _served(self, keeping: Keeping, batch: Batch, *, training: bool) -> Iterator[None]:
+        """Answer for the frozen part."""
+        clock = Stopwatch(self.run.device, on=training and self._trial is not None)
+        stubs = keeping.stubs(batch, clock, training=training)
+        with installed(stubs):
+            yield
+        clock.lap("rest")
+        if clock.on and clock.fresh and self._trial is not None:
+            self._trial.append(clock.figures(len(batch.ids)))
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def _drop(self) -> None:
+        """Forget the cut and what is kept."""
+        if self.keeping is not None:
+            self.keeping.discard()
+        self.keeping = self._watched = self._trial = None
+
+    def _say(self, line: str) -> None:
+        self.run.record({"kind": "notice", "step": self.run.clock.step, "message": line})

@@ -1,0 +1,70 @@
+"""Replay in whole runs of the transformers backbone, proved by the command that proves resume."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import sft_engine
+from sft_engine.recipe import parse_recipe
+
+RECIPE = """
+[task]
+use = "text-classification"
+[data]
+use = "csv"
+path = "{data}"
+validation = 16
+test = 16
+[backbone]
+use = "transformers"
+name = "{model}"
+[train]
+epochs = 3
+batch_size = 8
+device = "cpu"
+precision = "fp32"
+log_every = 1
+replay = true
+[optimizer]
+lr = 5e-3
+[freezing]
+use = "frozen"
+"""
+
+
+@pytest.fixture
+def recipe(tiny_bert, reviews):
+    def make(*overrides):
+        return parse_recipe(RECIPE.format(data=reviews, model=tiny_bert), "reviews.toml", overrides)
+
+    return make
+
+
+def records(folder, kind):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if r["kind"] == kind]
+
+
+@pytest.mark.parametrize(
+    ("freezing", "kept"),
+    [
+        ('freezing.keep="head"', "`bert"),
+        ('freezing.keep=["head", "block.1"]', "`bert.encoder.layer.0`"),
+    ],
+)
+def test_bert_trains_the_same(recipe, tmp_path, freezing, kept):
+    sft_engine.run(recipe(freezing), output=tmp_path / "on")
+    sft_engine.run(recipe(freezing, "train.replay=false"), output=tmp_path / "off")
+    (line,) = [r["message"] for r in records(tmp_path / "on", "notice")]
+    assert line.startswith(f"replay is on: kept of each example: {kept}")
+    on, off = ([r["loss"] for r in records(tmp_path / n, "train")] for n in ("on", "off"))
+    assert on == pytest.approx(off, rel=1e-4)
+    on, off = ([r["accuracy"] for r in records(tmp_path / n, "evaluation")] for n in ("on", "off"))
+    assert on == off
+
+
+def test_resume_is_proved_with_replay(recipe):
+    proof = sft_engine.verify_resume(recipe(), steps=20, interrupt_at=13)
+    assert proof.equal

@@ -1,0 +1,374 @@
+"""Acceptance 4, 10, 12 and 15 in whole runs: the same curve, the same resume, what switches it off."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from sft_engine import Capabilities, Interrupted, LossTerm, RecipeError, View, hookimpl
+from sft_engine.images import ImageExamples
+from sft_engine.replay import decision
+from sft_engine.replay.decision import Decision
+from sft_engine.testing.runs import TINY, run_recipe
+
+FROZEN = TINY + '[freezing]\nuse = "frozen"\n'
+PICTURES = (
+    FROZEN.replace("text-classification", "image-classification")
+    .replace('use = "tiny/text"\n', 'use = "tiny/image"\n')
+    .replace("tiny/texts", "tiny/pictures")
+)
+ON, OFF = "train.replay=true", "train.replay=false"
+NOISY = ["optimizer.lr=0.03", "train.epochs=4", "train.micro_batch_size=6"]
+DROPOUT = [*NOISY, "backbone.dropout=0.3"]
+COMPONENTS = {
+    ("extension", f"test/{name.lower()}"): f"{__name__}:{name}"
+    for name in (
+        "Reads",
+        "Regularizes",
+        "Thaws",
+        "Tampers",
+        "Rewrites",
+        "Hooks",
+        "Augments",
+        "Looks",
+    )
+}
+
+
+def run(folder, text, *overrides, extensions=(), **options):
+    text += "".join(f'[[extension]]\nuse = "test/{name}"\n' for name in extensions)
+    return run_recipe(folder, text, overrides, COMPONENTS, **options)
+
+
+def records(folder, kind):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if r["kind"] == kind]
+
+
+def notices(folder):
+    return [r["message"] for r in records(folder, "notice")]
+
+
+def curve(folder):
+    return [r["loss"] for r in records(folder, "train")]
+
+
+def same_curves(one, other):
+    """Equal but for the rounding of batches that were put together otherwise."""
+    assert numbers(one) == pytest.approx(numbers(other), rel=1e-4)
+    return curve(one) == pytest.approx(curve(other), rel=1e-5)
+
+
+def numbers(folder):
+    """All metrics of all evaluations in one list."""
+    return [v for r in evaluations(folder) for v in r.values() if isinstance(v, float)]
+
+
+def evaluations(folder):
+    skipped = ("seconds", "examples_per")
+    return [
+        {k: v for k, v in r.items() if not k.startswith(skipped)}
+        for r in records(folder, "evaluation")
+    ]
+
+
+# --- 12: the same curve ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overrides", [(), ("train.replay_memory=0",)], ids=["memory", "file"])
+def test_texts_give_the_same_curve(tmp_path, overrides):
+    run(tmp_path / "off", FROZEN, *DROPOUT, OFF)
+    run(tmp_path / "on", FROZEN, *DROPOUT, ON, *overrides)
+    assert notices(tmp_path / "on")[0].startswith("replay is on")
+    assert notices(tmp_path / "off") == []
+    assert curve(tmp_path / "on") == pytest.approx(curve(tmp_path / "off"), rel=1e-5)
+    assert not (tmp_path / "on" / "replay").exists()
+
+
+def test_pictures_give_the_same_curve(tmp_path):
+    run(tmp_path / "off", PICTURES, *DROPOUT, OFF)
+    run(tmp_path / "on", PICTURES, *DROPOUT, ON)
+    assert same_curves(tmp_path / "on", tmp_path / "off")
+    # An epoch in which every example is computed among the others of its batch: bit for bit.
+    assert curve(tmp_path / "on")[:3] == curve(tmp_path / "off")[:3]
+    first, other = (evaluations(tmp_path / name)[0] for name in ("on", "off"))
+    assert first == other
+
+
+@pytest.mark.parametrize(("kept", "limit"), [("fp16", 1e-3), ("bf16", 1e-2)])
+def test_half_the_bytes_give_nearly_the_same_curve(tmp_path, kept, limit):
+    run(tmp_path / "off", FROZEN, *DROPOUT, OFF)
+    run(tmp_path / "on", FROZEN, *DROPOUT, ON, f'train.replay_dtype="{kept}"')
+    assert curve(tmp_path / "on") != curve(tmp_path / "off")
+    assert curve(tmp_path / "on") == pytest.approx(curve(tmp_path / "off"), rel=limit)
+
+
+def test_draws_are_those_of_a_full_run(tmp_path):
+    """What trains has dropout: one number more or less drawn would change every later loss."""
+    overrides = [*DROPOUT, 'freezing.keep=["head", "block.1"]']
+    run(tmp_path / "off", FROZEN, *overrides, OFF)
+    run(tmp_path / "on", FROZEN, *overrides, ON)
+    assert curve(tmp_path / "on") == pytest.approx(curve(tmp_path / "off"), rel=1e-5)
+
+
+# --- pictures are not decoded ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_are_fetched_in_the_first_epoch_alone(tmp_path, monkeypatch, workers):
+    fetched = []
+    take = ImageExamples.take
+
+    def counted(self, ids):
+        fetched.extend(ids)
+        return take(self, ids)
+
+    monkeypatch.setattr(ImageExamples, "take", counted)
+    run(tmp_path / "off", PICTURES, *DROPOUT, OFF)
+    # Four epochs of 48 examples, four evaluations of 8, and the test split of 8.
+    assert len(fetched) == 4 * 48 + 4 * 8 + 8
+    fetched.clear()
+    run(tmp_path / "on", PICTURES, *DROPOUT, ON, f"train.workers={workers}")
+    assert same_curves(tmp_path / "on", tmp_path / "off")
+    # Once each, and a few to plan with. Background processes count for themselves.
+    assert len(fetched) <= 48 + 8 + 8 + 40
+
+
+def test_thawing_brings_pictures_back(tmp_path):
+    """The window that is thawed for was fetched before, with stand-ins."""
+    run(tmp_path / "off", PICTURES, *DROPOUT, OFF, extensions=["thaws"])
+    run(tmp_path / "on", PICTURES, *DROPOUT, ON, extensions=["thaws"])
+    assert same_curves(tmp_path / "on", tmp_path / "off")
+    kept = ["`block`", "`stem`"]
+    lines = [f"replay is on: kept of each example: {name}" for name in kept]
+    assert notices(tmp_path / "on") == lines
+
+
+class Thaws:
+    """Thaws the second block after two epochs."""
+
+    @hookimpl
+    def sft_step_start(self, run):
+        for name, parameter in run.model.named_parameters():
+            if name.startswith("block."):
+                parameter.requires_grad_(run.clock.step >= 7)
+
+
+# --- 12: resume -----------------------------------------------------------------------------------
+
+
+def resumed(folder, text, at, *overrides, extensions=()):
+    with pytest.raises(Interrupted):
+        run(folder, text, *overrides, extensions=extensions, stop_after=at)
+    torch.manual_seed(99)
+    return run(folder, text, *overrides, extensions=extensions, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("at", "place"),
+    [
+        (2, "memory"),
+        (8, "memory"),
+        (4, "file"),
+        pytest.param(0, "memory", marks=pytest.mark.slow),
+        pytest.param(4, "memory", marks=pytest.mark.slow),
+        pytest.param(2, "file", marks=pytest.mark.slow),
+        pytest.param(8, "file", marks=pytest.mark.slow),
+    ],
+)
+def test_resume_is_bit_equal(tmp_path, at, place):
+    overrides = [*DROPOUT, ON, f"train.replay_memory={0.25 if place == 'memory' else 0}"]
+    whole = run(tmp_path / "whole", FROZEN, *overrides)
+    again = resumed(tmp_path / "parted", FROZEN, at, *overrides)
+    assert again.fingerprint == whole.fingerprint
+    assert curve(tmp_path / "parted") == curve(tmp_path / "whole")
+    assert evaluations(tmp_path / "parted") == evaluations(tmp_path / "whole")
+    assert notices(tmp_path / "parted") == notices(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("at", [pytest.param(5, marks=pytest.mark.slow), 8])
+def test_resume_is_bit_equal_with_drawn_examples(tmp_path, at):
+    """Drawn with replacement, an epoch has not all examples: the store fills over several."""
+    overrides = [*DROPOUT, ON]
+    whole = run(tmp_path / "whole", FROZEN, *overrides, extensions=["looks"])
+    again = resumed(tmp_path / "parted", FROZEN, at, *overrides, extensions=["looks"])
+    assert again.fingerprint == whole.fingerprint
+
+
+class Looks:
+    """Draws examples by weights."""
+
+    @hookimpl
+    def sft_build_data(self, run, split, data):
+        import numpy as np
+
+        if split == "train":
+            data.weights = np.linspace(0.2, 1.0, len(data))
+
+
+@pytest.mark.parametrize("at", [pytest.param(4, marks=pytest.mark.slow), 7, 9])
+def test_resume_is_bit_equal_around_a_thaw(tmp_path, at):
+    whole = run(tmp_path / "whole", PICTURES, *DROPOUT, ON, extensions=["thaws"])
+    again = resumed(tmp_path / "parted", PICTURES, at, *DROPOUT, ON, extensions=["thaws"])
+    assert again.fingerprint == whole.fingerprint
+    assert sum("replay is on" in line for line in notices(tmp_path / "parted")) == 2
+
+
+@pytest.mark.parametrize("at", [1, 6])
+def test_an_automatic_decision_is_kept_on_resume(tmp_path, monkeypatch, at):
+    """Measured again, it might come out otherwise."""
+    answers = iter([Decision(on=True, line="on"), Decision(on=False, line="off")])
+    monkeypatch.setattr(decision, "decide", lambda figures, amounts: next(answers))
+    whole = run(tmp_path / "whole", FROZEN, *DROPOUT)
+    again = resumed(tmp_path / "parted", FROZEN, at, *DROPOUT)
+    assert again.fingerprint == whole.fingerprint
+    assert notices(tmp_path / "whole")[0].startswith("on; kept of each example: ")
+    assert notices(tmp_path / "parted")[0].endswith("; measured in an earlier run")
+    assert len(notices(tmp_path / "parted")) == 1
+
+
+# --- what switches it off -------------------------------------------------------------------------
+
+
+def test_a_tiny_run_is_not_worth_it(tmp_path):
+    run(tmp_path / "run", FROZEN, *NOISY)
+    (line,) = notices(tmp_path / "run")
+    assert line.startswith("replay is off: ")
+    assert "an example is" in line or "a training example is the frozen part" in line
+
+
+def test_one_epoch_is_not_worth_it(tmp_path):
+    run(tmp_path / "run", FROZEN, "train.epochs=1")
+    assert notices(tmp_path / "run") == ["replay is off: no example is seen twice"]
+
+
+def test_nothing_frozen_nothing_said(tmp_path):
+    run(tmp_path / "run", TINY)
+    assert notices(tmp_path / "run") == []
+
+
+class Reads:
+    """Sees batches."""
+
+    @hookimpl
+    def sft_batch(self, run, batch):
+        """Change nothing."""
+
+
+class Regularizes:
+    """Adds a term that reads weights alone, and says so."""
+
+    capabilities = Capabilities(replayable=True)
+
+    @hookimpl
+    def sft_loss_terms(self, run, batch, outputs):
+        return [LossTerm("size", run.model.head.weight.square().sum(), 0.01, "step")]
+
+
+class Hooks:
+    """Wants to see hidden states."""
+
+    @hookimpl
+    def sft_setup(self, run):
+        run.model.blocks[0].register_forward_hook(lambda module, args, output: None)
+
+
+class Augments:
+    """Changes the training rows."""
+
+    @hookimpl
+    def sft_build_data(self, run, split, data):
+        if split == "train":
+            data.transforms.append(lambda row, draws: {**row, "text": row["text"][::-1]})
+
+
+@pytest.mark.parametrize(
+    ("extension", "overrides", "reason"),
+    [
+        ("reads", [], "(`sft_batch`) may read inputs or hidden states"),
+        ("hooks", [], "there is a hook on `blocks.0`, which would not be called"),
+        ("augments", [], "augmentations make another input of every example"),
+        ("looks", ["train.compile=true"], "`train.compile` makes one program"),
+    ],
+)
+def test_refused_with_its_reason(tmp_path, monkeypatch, extension, overrides, reason):
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    run(tmp_path / "auto", FROZEN, *NOISY, *overrides, extensions=[extension])
+    (line,) = notices(tmp_path / "auto")
+    assert line.startswith("replay is off: ")
+    assert reason in line
+    with pytest.raises(RecipeError, match="cannot hold at step 0: "):
+        run(tmp_path / "true", FROZEN, *NOISY, ON, *overrides, extensions=[extension])
+
+
+def test_a_component_may_say_that_it_is_content(tmp_path):
+    run(tmp_path / "off", FROZEN, *DROPOUT, OFF, extensions=["regularizes"])
+    run(tmp_path / "on", FROZEN, *DROPOUT, ON, extensions=["regularizes"])
+    assert notices(tmp_path / "on")[0].startswith("replay is on")
+    assert curve(tmp_path / "on") == pytest.approx(curve(tmp_path / "off"), rel=1e-5)
+
+
+# --- 6 and 10: stale weights ----------------------------------------------------------------------
+
+
+class Tampers:
+    """Changes a frozen weight though it must not, by so little that a norm hides it."""
+
+    capabilities = Capabilities(replayable=True)
+
+    @hookimpl
+    def sft_step_end(self, run):
+        if run.clock.step == 5:
+            with torch.no_grad():
+                run.model.blocks[1][0].bias.add_(1e-6)
+
+
+class Rewrites:
+    """Writes frozen weights with the values that they have."""
+
+    capabilities = Capabilities(replayable=True)
+
+    @hookimpl
+    def sft_step_end(self, run):
+        run.model.load_state_dict({k: v.clone() for k, v in run.model.state_dict().items()})
+
+
+def test_changed_weights_are_noticed_by_their_bits(tmp_path):
+    off = run(tmp_path / "off", FROZEN, *DROPOUT, OFF, extensions=["tampers"])
+    on = run(tmp_path / "on", FROZEN, *DROPOUT, ON, extensions=["tampers"])
+    assert "replay begins anew: frozen weights have changed" in notices(tmp_path / "on")
+    assert curve(tmp_path / "on") == pytest.approx(curve(tmp_path / "off"), rel=1e-5)
+    assert on.metrics["accuracy"] == off.metrics["accuracy"]
+
+
+def test_weights_written_with_the_same_values_are_the_same(tmp_path):
+    run(tmp_path / "run", FROZEN, *DROPOUT, ON, extensions=["rewrites"])
+    assert len(notices(tmp_path / "run")) == 1
+
+
+# --- evaluation -----------------------------------------------------------------------------------
+
+
+class OtherViews:
+    """Looks at other models and at changed batches."""
+
+    @hookimpl
+    def sft_eval_views(self, run, split):
+        def brighten(run, batch):
+            assert batch.inputs["image"].isfinite().all()
+            batch.inputs["image"] = batch.inputs["image"] + 1.0
+
+        return [View("same", model=run.model), View("bright", perturb=brighten)]
+
+
+COMPONENTS["extension", "test/otherviews"] = f"{__name__}:OtherViews"
+
+
+def test_only_the_plain_view_is_served(tmp_path):
+    run(tmp_path / "off", PICTURES, *DROPOUT, OFF, extensions=["otherviews"])
+    run(tmp_path / "on", PICTURES, *DROPOUT, ON, extensions=["otherviews"])
+    assert same_curves(tmp_path / "on", tmp_path / "off")
+    views = {record["view"] for record in evaluations(tmp_path / "on")}
+    assert views == {"", "same", "bright"}
