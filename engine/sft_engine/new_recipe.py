@@ -32,9 +32,8 @@ MORE = """\
 # Components of other kinds that are installed; `sft-engine plugins show NAME` has their options.
 """
 PHASES = """\
-# Training in turns: `docs/phases.md` has it, with further training data in `[[stream]]`.
-#[[phase]]
-#name = "all"
+# Training in turns is written in tables `[[phase]]`, further training data in `[[stream]]`:
+# docs/phases.md has an example.
 """
 OBVIOUS = ("a string", "true or false", "a list of strings", "a table of strings")
 """Types that a default shows as well as words do."""

@@ -213,7 +213,7 @@ def bert(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("mode", ["token", "span"])
+@pytest.mark.parametrize("mode", ["token", pytest.param("span", marks=pytest.mark.slow)])
 def test_hidden_tokens_cannot_be_seen(carry_out, seen, bert, mode) -> None:
     overrides = ["backbone.use='transformers'", f"backbone.name='{bert}'"]
     table = (

@@ -38,8 +38,8 @@ def start(scenario, folder, world=1, **options):
             "MASTER_PORT": port,
         }
         environ = {**os.environ, "OMP_NUM_THREADS": "1", **(group if world > 1 else {})}
-        log = (folder / f"rank{rank}.log").open("w")
-        processes.append(subprocess.Popen(command, env=environ, stdout=log, stderr=log))
+        with (folder / f"rank{rank}.log").open("w") as log:
+            processes.append(subprocess.Popen(command, env=environ, stdout=log, stderr=log))
     codes = [process.wait(PATIENCE) for process in processes]
     paths = [folder / f"rank{rank}.json" for rank in range(world)]
     return codes, [json.loads(path.read_text()) if path.exists() else None for path in paths]

@@ -7,11 +7,25 @@ import json
 import numpy as np
 import pytest
 import torch
-from zoo import VOCABULARY, bert, freeze, full_pass, gpt2, llama, planned, replayed_pass, roberta
+from zoo import (
+    VOCABULARY,
+    bert,
+    freeze,
+    full_pass,
+    gpt2,
+    llama,
+    of_torchvision,
+    pictures,
+    planned,
+    replayed_pass,
+    roberta,
+    same_passes,
+)
 
 from sft_engine.replay.check import kept_rows
 from sft_engine.replay.store import Layout, Store, layout_of
 from sft_engine.replay.trace import Probe, Refused
+from sft_engine.state import digest
 
 LENGTHS = [4 + (7 * i) % 29 for i in range(32)]
 
@@ -104,6 +118,23 @@ def test_what_is_handed_out_is_a_copy():
     assert rows.tolist() == [[6, 7, 8], [0, 1, 2]]
     rows.zero_()
     assert store.get([2], torch.device("cpu"))[0].tolist() == [[6, 7, 8]]
+
+
+def test_writing_in_place_does_not_change_the_store():
+    """The dropout of this head works in place."""
+    torch.manual_seed(0)
+    model = freeze(of_torchvision("efficientnet_b0"), but=("classifier",))
+    assert model.classifier[0].inplace
+    cut = planned(model, pictures(model, 2, 32), pictures(model, 3, 32))
+    (leaf,), own = cut.kept, pictures(model, 4, 32)
+    layout = layout_of(leaf.row_shape(own.inputs), leaf.like.dtype, tokens=False, kept="exact")
+    store = Store([layout], 4)
+    store.put(range(4), kept_rows(cut, own), [None])
+    before = digest(store.columns[0].data)
+    for seed in (1, 2):
+        rows = store.get(range(4), torch.device("cpu"))
+        assert same_passes(full_pass(model, own, seed), replayed_pass(model, cut, own, rows, seed))
+    assert digest(store.columns[0].data) == before
 
 
 def test_too_large_for_fp16_is_refused():

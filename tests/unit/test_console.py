@@ -20,8 +20,15 @@ from accelerate import Accelerator
 
 from sft_engine.components import Head
 from sft_engine.console import Console, Status
-from sft_engine.console_lines import clock_time, number, plain_value, time_left
-from sft_engine.flow import Clock
+from sft_engine.console_lines import (
+    clock_time,
+    number,
+    plain_value,
+    second_line,
+    time_left,
+    train_line,
+)
+from sft_engine.flow import Clock, Phase
 from sft_engine.output import Output
 from sft_engine.result_tables import MATRIX_CLASSES, MOST_CLASSES
 from sft_engine.training import Outcome
@@ -60,6 +67,7 @@ def a_run(total: int = 930, per_epoch: int = 310, **changes: Any) -> Run:
             main_metric="accuracy", head=Head("classification", 2, ("negative", "positive"))
         ),
         "clock": Clock(total_steps=total, steps_per_epoch=per_epoch),
+        "phases": (Phase("train", {"data": 1.0}, total, per_epoch),),
         "skeleton": None,
     }
     return cast("Run", SimpleNamespace(**parts | changes))
@@ -630,3 +638,27 @@ def test_importing_the_console_imports_nothing_heavy() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert ended.stdout == "set()\n"
+
+
+# --- phases ----------------------------------------------------------------------------------------
+
+
+def two_phases() -> Run:
+    """Return a run of a hundred steps of one phase and eight hundred and thirty of another."""
+    phases = (
+        Phase("pretrain", {"source": 1.0}, 100, 50),
+        Phase("joint", {"source": 1.0, "data": 0.5}, 830, 310, start=100, first_epoch=2),
+    )
+    return a_run(phases=phases)
+
+
+def test_phases_are_named_with_their_steps() -> None:
+    assert "930 steps, phases pretrain 100, joint 830; run folder" in second_line(two_phases())
+    line = train_line(a_record(50) | {"phase": "pretrain"}, 930, "")
+    assert line.startswith("train step=50/930 epoch=0.16 phase=pretrain loss=")
+
+
+def test_the_live_line_names_the_phase() -> None:
+    status = Status(50, 930, 50, phases=True)
+    status.see(a_record(50) | {"phase": "pretrain"}, "")
+    assert status.parts(200)[:2] == ["pretrain", "step 50/930"]

@@ -99,7 +99,9 @@ def replayed(
     """Run a probe from kept rows; return its outputs and the gradients of what trains."""
     inputs = dict(probe.inputs)
     inputs |= {name: nothing(inputs[name].shape, inputs[name]) for name in cut.stand_ins}
-    values = values_of(cut, rows, probe.inputs, probe.valid)
+    # What trains may write in place.
+    own = [row.clone() for row in rows]
+    values = values_of(cut, own, probe.inputs, probe.valid)
     with same_draws(), installed(cut.stubs(probe.inputs, values)):
         outputs = probe.run(inputs)
         gradients = gradients_of(model, outputs)
