@@ -10,8 +10,10 @@ ready    := $(VENV)/.ready
 projects := pyproject.toml $(sort $(wildcard plugins/*/pyproject.toml))
 plugins  := $(patsubst %/pyproject.toml,-e %,$(filter plugins/%,$(projects)))
 
-# One thread for each process: tests must give the same figures on every machine.
-pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest
+# One thread for each process: tests must give the same figures on every machine. Files go to as many
+# processes as there are processors; `make test WORKERS=0` runs them one after the other.
+WORKERS ?= auto
+pytest  := OMP_NUM_THREADS=1 $(bin)/python -m pytest --numprocesses=$(WORKERS) --maxprocesses=8 --dist=loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all test-long lint format docs bench clean

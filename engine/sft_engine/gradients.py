@@ -235,7 +235,7 @@ class Gradients:
     # --- what trains -----------------------------------------------------------------------------
 
     def follow_freezing(self, *, first: bool = False) -> None:
-        """Notice changes of `requires_grad`: training modes, stale gradients, the wrapper.
+        """Notice changes of `requires_grad`: training modes, stale gradients, the wrapper, replay.
 
         DDP registers its hooks once: a parameter that thaws after the wrap would not be averaged, and
         the ranks would drift apart in silence.
@@ -257,7 +257,9 @@ class Gradients:
                 "frozen; thaw at least the head in `[freezing]`"
             )
         set_training_modes(self.run.model)
-        if changed and self.run.replay is not None:
+        if (
+            self.run.replay is not None
+        ):  # another phase has other streams, and another number of epochs
             self.run.replay.follow()
         if changed:
             self.wrap(self.run)

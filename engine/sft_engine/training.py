@@ -141,22 +141,22 @@ def train(
         built = assemble(plan, folder, received.check, monitor)
         session = Session(built, progress, received, stop_after)
         error: BaseException | None = None
-        try:
-            session.begin(resume=resume)
-            return session.carry_out()
-        except BaseException as caught:
-            error = caught
-            note_component(caught, built.run.active)
-            raise
-        finally:
-            if built.run.hooks.sft_teardown is not None:
-                for failure in built.run.hooks.sft_teardown(run=built.run, error=error):
-                    progress.say(f"while ending: {failure}")
-            session.recorder.close()
-            if built.run.replay is not None:
-                built.run.replay.close(finished=error is None)
-            session.take_back()
-            progress.close()
+        with contextlib.closing(session.recorder):  # though the end itself may fail
+            try:
+                session.begin(resume=resume)
+                return session.carry_out()
+            except BaseException as caught:
+                error = caught
+                note_component(caught, built.run.active)
+                raise
+            finally:
+                if built.run.hooks.sft_teardown is not None:
+                    for failure in built.run.hooks.sft_teardown(run=built.run, error=error):
+                        progress.say(f"while ending: {failure}")
+                if built.run.replay is not None:
+                    built.run.replay.close(finished=error is None)
+                session.take_back()
+                progress.close()
 
 
 class Session:

@@ -245,8 +245,6 @@ def test_wordings_of_other_texts_are_refused(carry_out, table, tmp_path) -> None
 
 
 def test_consistency_and_mixing_exclude_each_other(table) -> None:
-    from conftest import RECIPES
-
     tables = table("augmix", "consistency = 12.0") + table("cutmix", "")
     with pytest.raises(RecipeError, match=r"augmentation\[0\].consistency.*`cutmix` mixes two"):
         plan_recipe(RECIPES["picture"] + tables)

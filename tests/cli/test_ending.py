@@ -142,9 +142,13 @@ def test_another_rank_prints_no_result(sft, monkeypatch):
 
 
 WAITING = """
+import signal
 import time
 import click
 from sft_engine.cli.ending import exit_code_of
+
+# A job that a shell started in the background ignores it, and so do its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @click.command()
 @click.option("--json", is_flag=True)

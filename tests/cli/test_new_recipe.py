@@ -97,7 +97,11 @@ def test_it_goes_to_a_file_and_never_over_one(sft):
     ("option", "name", "advice"),
     [
         ("--backbone", "tiny/test", "did you mean `tiny/text`?"),
-        ("--task", "translation", "allowed: `text-classification`, `text-regression`."),
+        (
+            "--task",
+            "translation",
+            "`tabular-regression`, `text-classification`, `text-regression`.",
+        ),
         ("--data", "csvs", "did you mean `csv`?"),
     ],
 )

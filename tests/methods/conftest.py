@@ -15,7 +15,7 @@ from sft_engine import catalog, records
 sys.path.insert(0, str(Path(__file__).parent))  # for `cases`
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def shared_costs():
     """Keep signatures and versions, which do not change, and number data sets instead of hashing them."""
     numbers = map("{:016x}".format, itertools.count())

@@ -1,4 +1,4 @@
-"""Makes `zoo` importable."""
+"""Makes `zoo` and `recorded` importable."""
 
 from __future__ import annotations
 

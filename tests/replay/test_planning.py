@@ -249,7 +249,6 @@ def test_hidden_states_that_the_loss_reads_are_kept():
 
     one, two, own = (texts(model, lengths, read=read) for lengths in ([3, 5], [3, 5, 9], [4, 6]))
     cut = planned(model, one, two)
-    print([(leaf.name, leaf.first) for leaf in cut.kept])
     assert same_passes(full_pass(model, own), replayed_pass(model, cut, own))
 
 

@@ -348,7 +348,8 @@ def again_order(again):
                     "r.toml:12: `train.epoch`: `[train]` has no such option; did you mean `epochs`? "
                     "Allowed: `epochs`, `steps`, `batch_size`, `micro_batch_size`, `length_buckets`, "
                     "`precision`, `clip_norm`, `decay_all`, `gradient_checkpointing`, `compile`, "
-                    "`device`, `threads`, `workers`, `log_every`, `deterministic`."
+                    "`device`, `threads`, `workers`, `log_every`, `deterministic`, `replay`, "
+                    "`replay_dtype`, `replay_memory`."
                 ),
             ],
         ),

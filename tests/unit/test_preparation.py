@@ -11,10 +11,9 @@ from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 from sft_engine import DataError
 from sft_engine.builtin.tasks import TextClassification, TextRegression
 from sft_engine.columns import with_column
+from sft_engine.drawing import amount_of, choose
 from sft_engine.flow import Seeds
 from sft_engine.preparation import (
-    amount_of,
-    choose,
     class_counts,
     fingerprint,
     prepare_given,

@@ -87,17 +87,19 @@ def _is_of_library(hook: Callable[..., Any]) -> bool:
 # --- what activations depend on -------------------------------------------------------------------
 
 
-def fingerprint(run: Run, cut: Cut, probe: Probe, weights: str) -> str:
+def fingerprint(run: Run, cut: Cut, probe: Probe, weights: str, precision: str) -> str:
     """Hash everything that the kept activations depend on: equal only if they are.
 
-    Frozen weights, buffers, what is kept and how, the options of backbone, task and data, and what
-    the preprocessing makes of a few examples.
+    Frozen weights, buffers, what is kept and how, where and in which numbers it is computed, the options
+    of backbone, task and data, and what the preprocessing makes of a few examples. And the phase, with
+    which all begins anew.
 
     Args:
         run: The run.
         cut: Of its model.
         probe: A few examples.
         weights: Hash of the frozen weights.
+        precision: Name of the precision in which the model runs.
     """
     components = [a.planned for a in run.active if a.planned.kind in ("backbone", "task", "data")]
     return digest(
@@ -105,7 +107,9 @@ def fingerprint(run: Run, cut: Cut, probe: Probe, weights: str) -> str:
             "weights": weights,
             "kept": [[*leaf.name[0], leaf.name[1], leaf.first] for leaf in cut.kept],
             "dtype": run.plan.train.replay_dtype,
-            "precision": run.plan.train.precision,
+            "precision": precision,
+            "device": run.device.type,
+            "phase": run.clock.phase,
             "components": [
                 f"{p.key} {p.entry.name} {p.entry.version} {p.options}" for p in components
             ],

@@ -56,9 +56,8 @@ class Source:
 
     run: Run
     _real: dict[str, Examples] = field(default_factory=dict)
-    _stood_in: bool = (
-        False  # a batch with stand-ins may be on its way, even after they are given up
-    )
+    # A batch with stand-ins may be on its way, even after they are given up.
+    _stood_in: bool = False
 
     def examples(self, name: str) -> Examples:
         """Return the real examples of a split."""
@@ -129,7 +128,7 @@ class Keeping:
 
         Args:
             batch: On the device.
-            clock: Told what took how long; `fresh` is set if the whole batch was computed.
+            clock: Told what took how long, and for how many examples the frozen part ran.
             training: Whether it is a training batch.
         """
         kept = self.kept.get((batch.split, training))
@@ -140,7 +139,6 @@ class Keeping:
             self._fill(kept, batch, group, clock)
         if groups and kept.store.is_complete:
             self.source.stand_in(batch.split, kept)
-        clock.fresh = len(groups) == 1 and groups[0] == batch.ids
         rows = kept.store.get(batch.ids, self.run.device)
         stubs = self.cut.stubs(
             batch.inputs, values_of(self.cut, rows, batch.inputs, self._valid(batch))
@@ -151,6 +149,8 @@ class Keeping:
     def _fill(self, kept: Kept, batch: Batch, group: list[int], clock: Stopwatch) -> None:
         whole = group == batch.ids and not any(map(is_stand_in, batch.inputs.values()))
         part = batch if whole else self.source.fetched(batch.split, group)
+        clock.lap("read")
+        clock.computed += len(group)
         rows, lengths = self._computed(part)
         clock.lap("frozen")
         kept.store.put(group, rows, lengths)

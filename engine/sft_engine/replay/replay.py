@@ -7,7 +7,6 @@ is no pass of its own to fill the store, and every pass over the data goes the s
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import torch
 
 from sft_engine import ranks
 from sft_engine.errors import RecipeError
+from sft_engine.records import remove
 from sft_engine.replay import decision, identity
 from sft_engine.replay.check import kept_rows, replayed, require_same, verify
 from sft_engine.replay.decision import Amounts, Decision, Figures
@@ -25,17 +25,18 @@ from sft_engine.replay.liveness import find_cut
 from sft_engine.replay.probes import choose, probes
 from sft_engine.replay.stubs import installed
 from sft_engine.replay.timing import Stopwatch, least
-from sft_engine.replay.trace import Probe, Refused, pure, same_draws
+from sft_engine.replay.trace import Probe, Refused, pure, same_draws, trace
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from sft_engine.devices import Precision
     from sft_engine.flow import Batch, Run, View
     from sft_engine.replay.cut import Cut
+    from sft_engine.replay.trace import Trace
 
 MEASURED = 3
-"""Micro-batches that are timed before it is decided whether to go on."""
+"""Micro-batches after which it is decided whether to go on."""
 
 
 @dataclass
@@ -54,9 +55,11 @@ class Replay:
     keeping: Keeping | None = None
     _source: Source = field(init=False)
     _stale: bool = True
-    _trial: list[Figures] | None = None
+    _trial: list[Figures] | None = None  # of micro-batches in which the frozen part ran
+    _trial_batches: int = 0
     _watched: identity.Watched | None = None
     _checked: bool | None = None  # in evaluation mode
+    _admitted: dict[str, bool] = field(default_factory=dict)  # streams by the name of their split
     _decisions: dict[str, Decision] = field(default_factory=dict)
     _restored: dict[str, Any] = field(default_factory=dict)
 
@@ -66,7 +69,7 @@ class Replay:
     # --- what the loop and evaluation call -------------------------------------------------------
 
     def follow(self) -> None:
-        """Plan anew at the next batch, because what trains has changed."""
+        """Plan anew at the next batch, because what trains has changed, or what it is trained on."""
         self._drop()
         self._stale = True
 
@@ -109,25 +112,27 @@ class Replay:
         """Let go of everything; files stay only for a run that can be resumed."""
         if finished:
             self._drop()
-            with contextlib.suppress(OSError):
-                (self.run.folder / "replay").rmdir()
+            if self.run.is_main:  # files, too, of processes that were there before a resume
+                remove([self.run.folder / "replay"])
         self.keeping = None
 
     # --- planning --------------------------------------------------------------------------------
 
     def _prepare(self, batch: Batch) -> None:
         """Plan if that is due; decide if enough was measured; look for changes of weights."""
-        if self._stale:
-            self._stale = False
-            self._plan(batch)
-        elif self._trial is not None and len(self._trial) >= MEASURED:
-            self._judge()
-        elif self._watched is not None and not self._watched.unchanged:
+        if self._watched is not None and not self._watched.unchanged:
             self._say("replay begins anew: frozen weights have changed")
             self.follow()
-            self._prepare(batch)
+        if self._stale:
+            self._stale = False
+            restored, self._restored = self._restored, {}
+            self._plan(batch, restored)
+        elif self._trial is not None and self._trial_batches >= MEASURED:
+            self._judge(self._trial)
+        # All that come, served or not: all ranks must come to decide at the same one.
+        self._trial_batches += 1
 
-    def _plan(self, batch: Batch) -> None:
+    def _plan(self, batch: Batch, restored: Mapping[str, Any]) -> None:
         """Find and check the cut, or say why there is none."""
         run = self.run
         if all(p.requires_grad for p in run.model.parameters()):
@@ -141,7 +146,8 @@ class Replay:
         if found is None or failure:
             self._refuse(failure)
             return
-        self._keep_by(*found)
+        self._keep_by(*found, restored)
+        self._admitted = {batch.split: True}
         self._announce(known)
 
     def _tried(self, batch: Batch) -> tuple[tuple[Cut, Probe] | None, str]:
@@ -150,11 +156,8 @@ class Replay:
             return None, reason
         try:
             return self._attempt(batch.split), ""
-        except Refused as error:
-            return None, str(error)
         except Exception as error:  # noqa: BLE001  a model may raise anything when it is tried out
-            said = f"{type(error).__name__}: {error}".partition("\n")[0]
-            return None, f"trying it out failed with {said}"
+            return None, _said_of(error)
 
     def _bar(self, batch: Batch) -> str:
         bar = identity.bar(self.run, self.run.splits.get(batch.split))
@@ -188,17 +191,18 @@ class Replay:
             predicted = run.task.predictions(outputs, batch)
             return [run.task.loss(outputs, batch).value, *predicted.values()]
 
-    def _keep_by(self, cut: Cut, probe: Probe) -> None:
+    def _keep_by(self, cut: Cut, probe: Probe, restored: Mapping[str, Any]) -> None:
         run = self.run
         self._watched = identity.Watched(run, cut)
-        fingerprint = identity.fingerprint(run, cut, probe, self._watched.digest)
-        groups = self._restored.get("groups", [])
+        weights, precision = self._watched.digest, self.precision.name
+        fingerprint = identity.fingerprint(run, cut, probe, weights, precision)
+        groups = restored.get("groups", [])
         # Of other weights, or of another number of processes: they are put together anew.
-        same = self._restored.get("fingerprint") == fingerprint
+        same = restored.get("fingerprint") == fingerprint
         usable = same and len(groups) == run.accelerator.num_processes
-        restored = groups[run.accelerator.process_index] if usable else {}
+        own = groups[run.accelerator.process_index] if usable else {}
         self.keeping = Keeping(
-            self._source, self.precision, cut, fingerprint, self.fingerprints, restored
+            self._source, self.precision, cut, fingerprint, self.fingerprints, own
         )
         self._checked = None
 
@@ -206,23 +210,30 @@ class Replay:
 
     def _announce(self, known: Decision | None) -> None:
         if known is None and self.run.plan.train.replay == "auto":
-            self._trial = []
+            self._trial, self._trial_batches = [], 0
         elif known is None:
             self._settle(Decision(on=True, line=f"replay is on: {self._described()}"))
 
     def _refuse(self, reason: str) -> None:
+        self._require_leave(reason)
+        self._settle(Decision(on=False, line=f"replay is off: {reason}"))
+
+    def _require_leave(self, reason: str) -> None:
+        """Stop the run if the recipe insists on what cannot be."""
         if self.run.plan.train.replay is True:
             raise RecipeError(
                 f"`train.replay = true` cannot hold at step {self.run.clock.step}: {reason}; set it to "
                 '"auto" or false'
             )
-        self._settle(Decision(on=False, line=f"replay is off: {reason}"))
 
-    def _judge(self) -> None:
+    def _judge(self, trial: list[Figures]) -> None:
         """Decide by what was measured whether to go on; equally on all ranks."""
-        run, figures = self.run, least(self._trial or [])
+        run = self.run
+        own = decision.decide(least(trial), self._amounts()) if trial else None
+        decided = ranks.from_main(run.accelerator, own)
+        if decided is None:  # all that rank 0 has met was there already
+            return
         self._trial = None
-        decided = ranks.from_main(run.accelerator, decision.decide(figures, self._amounts()))
         if decided.on:
             decided = Decision(on=True, line=f"{decided.line}; {self._described()}")
         if run.is_main:
@@ -282,8 +293,33 @@ class Replay:
         if split is None or not keeping.cut.fits(batch.inputs):
             return False
         if view is None:
-            return not split.transforms
+            return not split.transforms and self._admits(keeping.cut, split.name)
         return self._is_served_in(keeping, view, split.name)
+
+    def _admits(self, cut: Cut, name: str) -> bool:
+        """Say whether the cut holds for a stream; tried once for those with which it was not found."""
+        if name not in self._admitted:
+            reason = self._failure(cut, name)
+            self._admitted[name] = not reason
+            if reason:
+                self._require_leave(reason)
+                self._say(f"replay is off for the examples of `{name}`: {reason}")
+        return self._admitted[name]
+
+    def _failure(self, cut: Cut, name: str) -> str:
+        model = self.run.model
+        try:
+            with torch.enable_grad(), pure(model):
+                first, second, alone = self._probes(name)
+                verify(
+                    model,
+                    cut,
+                    [(each, _traced(model, each)) for each in (first, second)],
+                    (alone, 0),
+                )
+        except Exception as error:  # noqa: BLE001  as above
+            return _said_of(error)
+        return ""
 
     def _is_served_in(self, keeping: Keeping, view: View, name: str) -> bool:
         """Say whether a view of a split is served: the plain one of a split that is looked at again."""
@@ -319,11 +355,17 @@ class Replay:
     def _served(self, keeping: Keeping, batch: Batch, *, training: bool) -> Iterator[None]:
         """Answer for the frozen part."""
         clock = Stopwatch(self.run.device, on=training and self._trial is not None)
-        stubs = keeping.stubs(batch, clock, training=training)
+        try:
+            stubs = keeping.stubs(batch, clock, training=training)
+        except (Refused, LookupError) as error:
+            raise RecipeError(
+                f"replay cannot go on at step {self.run.clock.step}: {error}; or set `train.replay` to "
+                "false"
+            ) from error
         with installed(stubs):
             yield
         clock.lap("rest")
-        if clock.on and clock.fresh and self._trial is not None:
+        if clock.on and clock.computed and self._trial is not None:
             self._trial.append(clock.figures(len(batch.ids)))
 
     # --- the end ---------------------------------------------------------------------------------
@@ -336,3 +378,15 @@ class Replay:
 
     def _say(self, line: str) -> None:
         self.run.record({"kind": "notice", "step": self.run.clock.step, "message": line})
+
+
+def _said_of(error: Exception) -> str:
+    if isinstance(error, Refused):
+        return str(error)
+    said = f"{type(error).__name__}: {error}".partition("\n")[0]
+    return f"trying it out failed with {said}"
+
+
+def _traced(model: nn.Module, probe: Probe) -> Trace:
+    with same_draws():
+        return trace(model, probe)

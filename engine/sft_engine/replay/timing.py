@@ -17,12 +17,12 @@ class Stopwatch:
     Args:
         device: Waited for.
         on: Whether it is worth waiting.
-        fresh: Whether the frozen part was computed for the whole batch.
+        computed: Examples for which the frozen part ran.
     """
 
     device: torch.device
     on: bool = False
-    fresh: bool = False
+    computed: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     _last: float = 0.0
 
@@ -42,9 +42,14 @@ class Stopwatch:
             self._last = now
 
     def figures(self, examples: int) -> Figures:
-        """Return seconds an example."""
-        parts = ("frozen", "rest", "fetch", "keep")
-        return Figures(**{name: self.seconds.get(name, 0.0) / examples for name in parts})
+        """Return seconds an example: of those computed, or of all of the batch."""
+        numbers = {
+            "frozen": self.computed,
+            "keep": self.computed,
+            "rest": examples,
+            "fetch": examples,
+        }
+        return Figures(**{name: self.seconds.get(name, 0.0) / n for name, n in numbers.items()})
 
 
 def least(figures: list[Figures]) -> Figures:
