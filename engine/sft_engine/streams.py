@@ -46,6 +46,7 @@ class Streams:
     def __post_init__(self) -> None:
         first = next(iter(self.feeds.values()))
         self.rank, self.world, self.workers = first.rank, first.world, first.workers
+        self._micro_batch_size = max(feed.micro_batch_size for feed in self.feeds.values())
         self.enter(self.phase)
 
     def enter(self, phase: int) -> None:
@@ -68,12 +69,13 @@ class Streams:
     @property
     def micro_batch_size(self) -> int:
         """Most examples of one micro-batch of one rank; setting it makes no feed's larger."""
-        return max(feed.micro_batch_size for feed in self.feeds.values())
+        return self._micro_batch_size  # asked in every step
 
     @micro_batch_size.setter
     def micro_batch_size(self, size: int) -> None:
         for feed in self.feeds.values():
             feed.micro_batch_size = min(feed.micro_batch_size, size)
+        self._micro_batch_size = max(feed.micro_batch_size for feed in self.feeds.values())
 
     # --- windows ---------------------------------------------------------------------------------
 

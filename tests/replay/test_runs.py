@@ -16,6 +16,7 @@ from recorded import (
     notices,
     same_curves,
 )
+from safetensors.torch import load_file
 
 from sft_engine import Capabilities, Interrupted, LossTerm, RecipeError, View, hookimpl
 from sft_engine.images import ImageExamples
@@ -34,6 +35,7 @@ COMPONENTS = {
         "Hooks",
         "Augments",
         "Looks",
+        "FreezesAll",
     )
 }
 
@@ -43,35 +45,49 @@ def run(folder, text, *overrides, extensions=(), **options):
     return run_recipe(folder, text, overrides, COMPONENTS, **options)
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """Carries out a run that several tests compare with; returns its folder and outcome."""
+    done = {}
+
+    def carried_out(*arguments, extensions=()):
+        key = (*arguments, *extensions)
+        if key not in done:
+            folder = tmp_path_factory.mktemp("once") / "run"
+            done[key] = folder, run(folder, *arguments, extensions=extensions)
+        return done[key]
+
+    return carried_out
+
+
 # --- 12: the same curve ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("overrides", [(), ("train.replay_memory=0",)], ids=["memory", "file"])
-def test_texts_give_the_same_curve(tmp_path, overrides):
-    run(tmp_path / "off", FROZEN, *DROPOUT, OFF)
+def test_texts_give_the_same_curve(once, tmp_path, overrides):
+    off, _ = once(FROZEN, *DROPOUT, OFF)
     run(tmp_path / "on", FROZEN, *DROPOUT, ON, *overrides)
     assert notices(tmp_path / "on")[0].startswith("replay is on")
-    assert notices(tmp_path / "off") == []
-    assert curve(tmp_path / "on") == pytest.approx(curve(tmp_path / "off"), rel=1e-5)
+    assert notices(off) == []
+    assert curve(tmp_path / "on") == pytest.approx(curve(off), rel=1e-5)
     assert not (tmp_path / "on" / "replay").exists()
 
 
-def test_pictures_give_the_same_curve(tmp_path):
-    run(tmp_path / "off", PICTURES, *DROPOUT, OFF)
+def test_pictures_give_the_same_curve(once, tmp_path):
+    off, _ = once(PICTURES, *DROPOUT, OFF)
     run(tmp_path / "on", PICTURES, *DROPOUT, ON)
-    assert same_curves(tmp_path / "on", tmp_path / "off")
+    assert same_curves(tmp_path / "on", off)
     # An epoch in which every example is computed among the others of its batch: bit for bit.
-    assert curve(tmp_path / "on")[:3] == curve(tmp_path / "off")[:3]
-    first, other = (evaluations(tmp_path / name)[0] for name in ("on", "off"))
-    assert first == other
+    assert curve(tmp_path / "on")[:3] == curve(off)[:3]
+    assert evaluations(tmp_path / "on")[0] == evaluations(off)[0]
 
 
 @pytest.mark.parametrize(("kept", "limit"), [("fp16", 1e-3), ("bf16", 1e-2)])
-def test_half_the_bytes_give_nearly_the_same_curve(tmp_path, kept, limit):
-    run(tmp_path / "off", FROZEN, *DROPOUT, OFF)
+def test_half_the_bytes_give_nearly_the_same_curve(once, tmp_path, kept, limit):
+    off, _ = once(FROZEN, *DROPOUT, OFF)
     run(tmp_path / "on", FROZEN, *DROPOUT, ON, f'train.replay_dtype="{kept}"')
-    assert curve(tmp_path / "on") != curve(tmp_path / "off")
-    assert curve(tmp_path / "on") == pytest.approx(curve(tmp_path / "off"), rel=limit)
+    assert curve(tmp_path / "on") != curve(off)
+    assert curve(tmp_path / "on") == pytest.approx(curve(off), rel=limit)
 
 
 def test_draws_are_those_of_a_full_run(tmp_path):
@@ -80,6 +96,26 @@ def test_draws_are_those_of_a_full_run(tmp_path):
     run(tmp_path / "off", FROZEN, *overrides, OFF)
     run(tmp_path / "on", FROZEN, *overrides, ON)
     assert curve(tmp_path / "on") == pytest.approx(curve(tmp_path / "off"), rel=1e-5)
+
+
+def test_autocast_gives_the_same_curve(tmp_path):
+    run(tmp_path / "off", PICTURES, *DROPOUT, OFF, "train.precision=bf16")
+    run(tmp_path / "on", PICTURES, *DROPOUT, ON, "train.precision=bf16")
+    assert curve(tmp_path / "on")[:3] == curve(tmp_path / "off")[:3]
+    assert curve(tmp_path / "on") == pytest.approx(curve(tmp_path / "off"), rel=1e-2)
+
+
+def test_statistics_of_batch_norm_are_those_of_a_full_run(tmp_path):
+    """Planning runs NaN through batch norm in training mode; nothing of it may stay."""
+    overrides = [*DROPOUT, 'freezing.keep=["head", "block"]']
+    run(tmp_path / "off", PICTURES, *overrides, OFF)
+    run(tmp_path / "on", PICTURES, *overrides, ON)
+    on, off = (load_file(tmp_path / n / "model/model.safetensors") for n in ("on", "off"))
+    assert notices(tmp_path / "on") == ["replay is on: kept of each example: `stem`"]
+    assert on["block.1.num_batches_tracked"] == off["block.1.num_batches_tracked"] > 1
+    for name in ("block.1.running_mean", "block.1.running_var"):
+        assert torch.allclose(on[name], off[name], rtol=1e-5)
+    assert torch.equal(on["stem.1.running_var"], torch.ones(6))  # as it began
 
 
 # --- pictures are not decoded ---------------------------------------------------------------------
@@ -105,14 +141,14 @@ def test_pictures_are_fetched_in_the_first_epoch_alone(tmp_path, monkeypatch, wo
     assert len(fetched) <= 48 + 8 + 8 + 40
 
 
-def test_thawing_brings_pictures_back(tmp_path):
+def test_thawing_brings_pictures_back(once, tmp_path):
     """The window that is thawed for was fetched before, with stand-ins."""
     run(tmp_path / "off", PICTURES, *DROPOUT, OFF, extensions=["thaws"])
-    run(tmp_path / "on", PICTURES, *DROPOUT, ON, extensions=["thaws"])
-    assert same_curves(tmp_path / "on", tmp_path / "off")
+    on, _ = once(PICTURES, *DROPOUT, ON, extensions=["thaws"])
+    assert same_curves(on, tmp_path / "off")
     kept = ["`block`", "`stem`"]
     lines = [f"replay is on: kept of each example: {name}" for name in kept]
-    assert notices(tmp_path / "on") == lines
+    assert notices(on) == lines
 
 
 class Thaws:
@@ -147,14 +183,14 @@ def resumed(folder, text, at, *overrides, extensions=()):
         pytest.param(8, "file", marks=pytest.mark.slow),
     ],
 )
-def test_resume_is_bit_equal(tmp_path, at, place):
+def test_resume_is_bit_equal(once, tmp_path, at, place):
     overrides = [*DROPOUT, ON, f"train.replay_memory={0.25 if place == 'memory' else 0}"]
-    whole = run(tmp_path / "whole", FROZEN, *overrides)
+    folder, whole = once(FROZEN, *overrides)
     again = resumed(tmp_path / "parted", FROZEN, at, *overrides)
     assert again.fingerprint == whole.fingerprint
-    assert curve(tmp_path / "parted") == curve(tmp_path / "whole")
-    assert evaluations(tmp_path / "parted") == evaluations(tmp_path / "whole")
-    assert notices(tmp_path / "parted") == notices(tmp_path / "whole")
+    assert curve(tmp_path / "parted") == curve(folder)
+    assert evaluations(tmp_path / "parted") == evaluations(folder)
+    assert notices(tmp_path / "parted") == notices(folder)
 
 
 @pytest.mark.parametrize("at", [pytest.param(5, marks=pytest.mark.slow), 8])
@@ -177,15 +213,17 @@ class Looks:
             data.weights = np.linspace(0.2, 1.0, len(data))
 
 
-@pytest.mark.parametrize("at", [pytest.param(4, marks=pytest.mark.slow), 7, 9])
-def test_resume_is_bit_equal_around_a_thaw(tmp_path, at):
-    whole = run(tmp_path / "whole", PICTURES, *DROPOUT, ON, extensions=["thaws"])
+@pytest.mark.parametrize(
+    "at", [pytest.param(4, marks=pytest.mark.slow), 7, pytest.param(9, marks=pytest.mark.slow)]
+)
+def test_resume_is_bit_equal_around_a_thaw(once, tmp_path, at):
+    _, whole = once(PICTURES, *DROPOUT, ON, extensions=["thaws"])
     again = resumed(tmp_path / "parted", PICTURES, at, *DROPOUT, ON, extensions=["thaws"])
     assert again.fingerprint == whole.fingerprint
     assert sum("replay is on" in line for line in notices(tmp_path / "parted")) == 2
 
 
-@pytest.mark.parametrize("at", [1, 6])
+@pytest.mark.parametrize("at", [1, pytest.param(6, marks=pytest.mark.slow), 10])
 def test_an_automatic_decision_is_kept_on_resume(tmp_path, monkeypatch, at):
     """Measured again, it might come out otherwise."""
     answers = iter([Decision(on=True, line="on"), Decision(on=False, line="off")])
@@ -277,6 +315,20 @@ def test_a_component_may_say_that_it_is_content(tmp_path):
     run(tmp_path / "on", FROZEN, *DROPOUT, ON, extensions=["regularizes"])
     assert notices(tmp_path / "on")[0].startswith("replay is on")
     assert curve(tmp_path / "on") == pytest.approx(curve(tmp_path / "off"), rel=1e-5)
+
+
+class FreezesAll:
+    """Freezes everything, and leaves nothing to train."""
+
+    @hookimpl
+    def sft_step_start(self, run):
+        run.model.requires_grad_(run.clock.step < 4)
+
+
+@pytest.mark.parametrize("replay", [ON, OFF])
+def test_nothing_left_to_train_is_a_mistake(tmp_path, replay):
+    with pytest.raises(RecipeError, match="nothing is left to train at step 4: every layer group"):
+        run(tmp_path / "run", TINY, *NOISY, replay, extensions=["freezesall"])
 
 
 # --- 6 and 10: stale weights ----------------------------------------------------------------------

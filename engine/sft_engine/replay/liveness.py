@@ -40,10 +40,7 @@ def find_cut(model: nn.Module, first: Probe, second: Probe) -> tuple[Cut, Trace,
     Raises:
         Refused: nothing of use can be answered; the message says why.
     """
-    with same_draws():
-        one = trace(model, first)
-    with same_draws():
-        other = trace(model, second)
+    one, other = trace(model, first), trace(model, second)
     if not one.gradients:
         raise Refused("nothing is trainable")
     opened: set[Key] = set()

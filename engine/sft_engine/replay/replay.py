@@ -25,7 +25,7 @@ from sft_engine.replay.liveness import find_cut
 from sft_engine.replay.probes import choose, probes
 from sft_engine.replay.stubs import installed
 from sft_engine.replay.timing import Stopwatch, least
-from sft_engine.replay.trace import Probe, Refused, pure, same_draws, trace
+from sft_engine.replay.trace import Probe, Refused, pure, reason_of, same_draws, trace
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from sft_engine.devices import Precision
     from sft_engine.flow import Batch, Run, View
     from sft_engine.replay.cut import Cut
-    from sft_engine.replay.trace import Trace
+    from sft_engine.replay.stubs import Stub
+
+    Stubs = list[tuple[nn.Module, Stub]]
 
 MEASURED = 3
 """Micro-batches after which it is decided whether to go on."""
@@ -85,7 +87,14 @@ class Replay:
         if self.keeping is None or not self._is_served(self.keeping, batch, view):
             self.make_real(batch)
             return nullcontext()
-        return self._served(self.keeping, batch, training=view is None)
+        clock = Stopwatch(self.run.device, on=view is None and self._trial is not None)
+        try:
+            stubs = self.keeping.stubs(batch, clock, training=view is None)
+        except (Refused, LookupError) as error:
+            self._exclude(batch.split, str(error))
+            self.make_real(batch)
+            return nullcontext()
+        return self._served(stubs, clock, batch)
 
     def make_real(self, batch: Batch) -> None:
         """Fetch the inputs that a batch has only stand-ins of."""
@@ -101,6 +110,7 @@ class Replay:
             "decisions": {key: [each.on, each.line] for key, each in self._decisions.items()},
             "fingerprint": "" if keeping is None else keeping.fingerprint,
             "groups": ranks.everyones(self.run.accelerator, own),
+            "admitted": ranks.everyones(self.run.accelerator, self._admitted),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -140,28 +150,30 @@ class Replay:
         known = self._known_decision()
         if known is not None and not known.on:
             return
-        found, failure = self._tried(batch)
+        found, failure = self._tried(batch, known)
         # What one rank cannot do, none does.
         failure = next(filter(None, ranks.everyones(run.accelerator, failure)), "")
         if found is None or failure:
             self._refuse(failure)
             return
         self._keep_by(*found, restored)
-        self._admitted = {batch.split: True}
+        self._admitted.setdefault(batch.split, True)
         self._announce(known)
 
-    def _tried(self, batch: Batch) -> tuple[tuple[Cut, Probe] | None, str]:
+    def _tried(self, batch: Batch, known: Decision | None) -> tuple[tuple[Cut, Probe] | None, str]:
         """Return a cut that has passed all checks, or why there is none."""
-        if reason := self._bar(batch):
+        if reason := self._bar(batch, known):
             return None, reason
         try:
             return self._attempt(batch.split), ""
         except Exception as error:  # noqa: BLE001  a model may raise anything when it is tried out
-            return None, _said_of(error)
+            return None, reason_of(error)
 
-    def _bar(self, batch: Batch) -> str:
+    def _bar(self, batch: Batch, known: Decision | None) -> str:
         bar = identity.bar(self.run, self.run.splits.get(batch.split))
-        if not bar and self.run.plan.train.replay == "auto" and self._epochs_left() <= 1:
+        # Resumed in its last epoch, a run goes on as it was decided in the first.
+        open_to_doubt = known is None and self.run.plan.train.replay == "auto"
+        if not bar and open_to_doubt and self._epochs_left() <= 1:
             return "no example is seen twice"
         return bar
 
@@ -200,7 +212,9 @@ class Replay:
         # Of other weights, or of another number of processes: they are put together anew.
         same = restored.get("fingerprint") == fingerprint
         usable = same and len(groups) == run.accelerator.num_processes
-        own = groups[run.accelerator.process_index] if usable else {}
+        rank = run.accelerator.process_index
+        own = groups[rank] if usable else {}
+        self._admitted = dict(restored["admitted"][rank]) if usable else {}
         self.keeping = Keeping(
             self._source, self.precision, cut, fingerprint, self.fingerprints, own
         )
@@ -299,12 +313,16 @@ class Replay:
     def _admits(self, cut: Cut, name: str) -> bool:
         """Say whether the cut holds for a stream; tried once for those with which it was not found."""
         if name not in self._admitted:
-            reason = self._failure(cut, name)
-            self._admitted[name] = not reason
-            if reason:
-                self._require_leave(reason)
-                self._say(f"replay is off for the examples of `{name}`: {reason}")
+            self._admitted[name] = True
+            if reason := self._failure(cut, name):
+                self._exclude(name, reason)
         return self._admitted[name]
+
+    def _exclude(self, name: str, reason: str) -> None:
+        """Serve a split no more; each rank for itself."""
+        self._require_leave(reason)
+        self._admitted[name] = False
+        self._say(f"replay is off for the examples of `{name}`: {reason}")
 
     def _failure(self, cut: Cut, name: str) -> str:
         model = self.run.model
@@ -314,11 +332,11 @@ class Replay:
                 verify(
                     model,
                     cut,
-                    [(each, _traced(model, each)) for each in (first, second)],
+                    [(each, trace(model, each)) for each in (first, second)],
                     (alone, 0),
                 )
         except Exception as error:  # noqa: BLE001  as above
-            return _said_of(error)
+            return reason_of(error)
         return ""
 
     def _is_served_in(self, keeping: Keeping, view: View, name: str) -> bool:
@@ -327,6 +345,8 @@ class Replay:
         if self._trial is not None or any((view.model, view.transform, view.perturb)):
             return False
         if identity.bar_evaluation(run) or self._watched is None:
+            return False
+        if not self._admitted.get(name, True):
             return False
         if (name, False) not in keeping.kept and run.clock.step >= run.clock.total_steps:
             return False
@@ -352,16 +372,8 @@ class Replay:
         return True
 
     @contextmanager
-    def _served(self, keeping: Keeping, batch: Batch, *, training: bool) -> Iterator[None]:
+    def _served(self, stubs: Stubs, clock: Stopwatch, batch: Batch) -> Iterator[None]:
         """Answer for the frozen part."""
-        clock = Stopwatch(self.run.device, on=training and self._trial is not None)
-        try:
-            stubs = keeping.stubs(batch, clock, training=training)
-        except (Refused, LookupError) as error:
-            raise RecipeError(
-                f"replay cannot go on at step {self.run.clock.step}: {error}; or set `train.replay` to "
-                "false"
-            ) from error
         with installed(stubs):
             yield
         clock.lap("rest")
@@ -378,15 +390,3 @@ class Replay:
 
     def _say(self, line: str) -> None:
         self.run.record({"kind": "notice", "step": self.run.clock.step, "message": line})
-
-
-def _said_of(error: Exception) -> str:
-    if isinstance(error, Refused):
-        return str(error)
-    said = f"{type(error).__name__}: {error}".partition("\n")[0]
-    return f"trying it out failed with {said}"
-
-
-def _traced(model: nn.Module, probe: Probe) -> Trace:
-    with same_draws():
-        return trace(model, probe)

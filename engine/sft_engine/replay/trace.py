@@ -30,6 +30,14 @@ class Refused(Exception):
     """Replay cannot hold here; the message says why, as the end of a sentence."""
 
 
+def reason_of(error: Exception) -> str:
+    """Return why an attempt failed, as the end of a sentence."""
+    if isinstance(error, Refused):
+        return str(error)
+    said = f"{type(error).__name__}: {error}".partition("\n")[0]
+    return f"trying it out failed with {said}"
+
+
 @dataclass
 class Probe:
     """A few examples to try the model on.
@@ -124,16 +132,14 @@ def gradients_of(model: nn.Module, outputs: list[Tensor]) -> dict[str, Tensor | 
 
 
 def trace(model: nn.Module, probe: Probe) -> Trace:
-    """Run a probe with a hook on every module.
-
-    The passes before and after draw the same numbers: the caller restores the generators.
-    """
+    """Run a probe with a hook on every module; the passes before and after draw the same numbers."""
     recorder = _Recorder(model)
-    with recorder.recording():
-        outputs = probe.run()
-    if recorder.root is None:
-        raise Refused("the model was not called as a module")
-    gradients = gradients_of(model, outputs)
+    with same_draws():
+        with recorder.recording():
+            outputs = probe.run()
+        if recorder.root is None:
+            raise Refused("the model was not called as a module")
+        gradients = gradients_of(model, outputs)
     values = [output.detach() for output in outputs]
     return Trace(recorder.root, values, gradients, recorder.obstacle)
 

@@ -9,7 +9,7 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from sft_engine import LossTerm, hookimpl
+from sft_engine import Capabilities, LossTerm, hookimpl
 from sft_regularizers.selection import Parameters, chosen, rates, trainable
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ class L1:
         only: Shell patterns of layer groups or parameters; empty for all weights but biases and norms.
     """
 
+    capabilities = Capabilities(replayable=True)
+
     def __init__(
         self,
         strength: Annotated[float, Ge(0)] = 1e-5,
@@ -105,6 +107,8 @@ class L2:
         only: Shell patterns of layer groups or parameters; empty for all weights but biases and norms.
     """
 
+    capabilities = Capabilities(replayable=True)
+
     def __init__(
         self, strength: Annotated[float, Ge(0)] = 1e-4, only: tuple[str, ...] = ()
     ) -> None:
@@ -133,6 +137,8 @@ class ElasticNet:
         form: Of the l1 part: `proximal` after the step, or `subgradient` in the loss.
         only: Shell patterns of layer groups or parameters; empty for all weights but biases and norms.
     """
+
+    capabilities = Capabilities(replayable=True)
 
     def __init__(
         self,
@@ -169,6 +175,8 @@ class Orthogonal:
         strength: Factor of the squared distance of each Gram matrix from the identity.
         only: Shell patterns of layer groups or parameters; empty for all weights but biases and norms.
     """
+
+    capabilities = Capabilities(replayable=True)
 
     def __init__(
         self, strength: Annotated[float, Ge(0)] = 1e-4, only: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from sft_engine import LossTerm, RecipeError, hookimpl
+from sft_engine import Capabilities, LossTerm, RecipeError, hookimpl
 from sft_regularizers.fisher import fisher_of_split
 from sft_regularizers.penalties import half_square_sum
 from sft_regularizers.selection import (
@@ -71,6 +71,8 @@ class L2SP:
         weight_decay: If the optimizer decays the same weights to zero, `refuse` to train, switch it
             `off` for them, or `keep` both.
     """
+
+    capabilities = Capabilities(replayable=True)
 
     def __init__(
         self,
