@@ -27,7 +27,17 @@ if TYPE_CHECKING:
     from sft_engine.flow import Action, Batch, Clock, LossTerm, Run, Split, Verdict, View
     from sft_engine.hookspecs import hookimpl
     from sft_engine.recipe import Problem, Recipe, load_recipe
-    from sft_engine.verbs import evaluate, export, predict, resume, run, verify_resume
+    from sft_engine.verbs import (
+        evaluate,
+        export,
+        groups,
+        lr_find,
+        predict,
+        resume,
+        run,
+        tune,
+        verify_resume,
+    )
 
 _LAZY = {
     "plan": "catalog",
@@ -49,9 +59,12 @@ _LAZY = {
     "View": "flow",
     "evaluate": "verbs",
     "export": "verbs",
+    "groups": "verbs",
+    "lr_find": "verbs",
     "predict": "verbs",
     "resume": "verbs",
     "run": "verbs",
+    "tune": "verbs",
     "verify_resume": "verbs",
 }
 
@@ -80,13 +93,16 @@ __all__ = [
     "View",
     "evaluate",
     "export",
+    "groups",
     "hookimpl",
     "load_recipe",
     "logits_of",
+    "lr_find",
     "plan",
     "predict",
     "resume",
     "run",
+    "tune",
     "verify_resume",
 ]
 

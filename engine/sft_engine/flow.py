@@ -205,6 +205,8 @@ class ParameterGroup:
         lr_scale: Factor on the optimizer's learning rate.
         weight_decay: Replaces the optimizer's own; None keeps it.
         tags: Free words that components may leave for each other, such as `no-decay`.
+        factors: Further factors on the learning rate, by who sets them, such as the re-warm-up of what
+            has thawed; may change from step to step, in `sft_step_start`.
     """
 
     names: list[str]
@@ -212,6 +214,7 @@ class ParameterGroup:
     lr_scale: float = 1.0
     weight_decay: float | None = None
     tags: set[str] = field(default_factory=set)
+    factors: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

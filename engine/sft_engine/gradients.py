@@ -257,9 +257,8 @@ class Gradients:
                 "frozen; thaw at least the head in `[freezing]`"
             )
         set_training_modes(self.run.model)
-        if (
-            self.run.replay is not None
-        ):  # another phase has other streams, and another number of epochs
+        if self.run.replay is not None:
+            # At the border of phases too: other streams, another number of epochs.
             self.run.replay.follow()
         if changed:
             self.wrap(self.run)

@@ -162,7 +162,8 @@ def sft_step_start(run: Run) -> None:
     """A window begins.
 
     When: once for each window, before its first micro-batch is moved to the device. Ranks: all.
-    May change: `requires_grad`, learning-rate scales, as a pure function of the position.
+    May change: `requires_grad`, and `factors` of `run.parameter_groups`, each component under a name of its
+    own, by which the learning rate of this step is multiplied; as a pure function of the position.
     """
 
 
@@ -202,7 +203,8 @@ def sft_gradients(run: Run) -> None:
     """Edit the gradients of a complete window: masks, surgery, decoupled pulls, a second pass.
 
     When: after the last backward pass of the window, synchronized and unscaled, before clipping.
-    Ranks: all, equally. May change: `.grad`; `run.replay_window()` computes the gradients again.
+    Ranks: all, equally. May change: `.grad`, and the learning rates of this step in
+    `run.optimizer.param_groups`; `run.replay_window()` computes the gradients again.
     """
 
 

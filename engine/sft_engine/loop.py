@@ -278,8 +278,9 @@ class Loop:
         run, clock = self.run, self.run.clock
         step, steps = clock.step - clock.phase_start, clock.phase_steps
         factor = run.schedule.factor(step, steps)
-        for group, rate in zip(run.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
+        groups = zip(run.optimizer.param_groups, run.parameter_groups, self._rates, strict=True)
+        for group, of_recipe, rate in groups:
+            group["lr"] = rate * factor * math.prod(of_recipe.factors.values())
         if self._momentum is not None:
             _set_momentum(run.optimizer, self._momentum(step, steps))
 

@@ -9,9 +9,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sft_engine import launch
 from sft_engine.catalog import Plan
@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
     from sft_engine.assemble import Reopened
     from sft_engine.exporting import Exported
+    from sft_engine.lr_range import RangeSettings, RangeTest
+    from sft_engine.lr_range.curve import Suggestion
+    from sft_engine.timetable import Timetable
     from sft_engine.training import Outcome, Progress
+    from sft_engine.tuning import Tuned, TuneSettings
 
 RecipeLike = str | Path | Recipe
 
@@ -264,6 +268,96 @@ def _by_role(
                 "by role, or as the recipe's data.columns does"
             )
     return {role: row[name] for role, name in names.items() if row.get(name) is not None}
+
+
+def lr_find(
+    recipe: RecipeLike,
+    *,
+    overrides: Sequence[str] = (),
+    settings: RangeSettings | None = None,
+    apply: Suggestion | None = None,
+    output: str | Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> RangeTest:
+    """Find a learning rate: train a few steps with a rising one, and look at the loss.
+
+    Args:
+        recipe: A file, or a recipe that was loaded.
+        overrides: `KEY=VALUE` texts as for `--set`.
+        settings: From where to where, and in how many steps; None for the usual ones.
+        apply: Rule whose suggestion is written into the recipe file; None changes nothing.
+        output: A file for the picture (`.png`, `.svg`) or the numbers (`.json`).
+        say: Shows a line.
+
+    Raises:
+        RecipeError: there is no suggestion to apply, or the file cannot take it.
+        OutputError: a file cannot be written.
+    """
+    launch.require_one_process("lr-find")
+    planned = check(recipe, overrides=overrides)
+    from sft_engine.lr_range import DEFAULT, applying, find, picture
+
+    own = bool(planned.phases) and planned.phases[0].lr is not None
+    where: applying.Where = ("phase", 0, "lr") if own else ("optimizer", "lr")
+    if output is not None:
+        picture.check_output(Path(output))
+    if apply is not None:
+        applying.check_appliable(planned.recipe, where, overrides)
+    found = find(planned, settings or DEFAULT, say)
+    if output is not None:
+        picture.write(found, Path(output))
+    if apply is not None:
+        path, lr = cast("Path", planned.recipe.path), found.chosen(apply)
+        found = replace(found, applied=applying.set_number(path, where, lr))
+    return found
+
+
+def groups(recipe: RecipeLike, *, overrides: Sequence[str] = ()) -> Timetable:
+    """Return the layer groups of a recipe's model, their learning rates, and what trains when.
+
+    Builds everything that a run needs; trains nothing, and writes no run folder.
+
+    Args:
+        recipe: A file, or a recipe that was loaded.
+        overrides: `KEY=VALUE` texts as for `--set`.
+    """
+    launch.require_one_process("groups")
+    planned = check(recipe, overrides=overrides)
+    from sft_engine.assemble import assemble
+    from sft_engine.devices import enough_memory, own_state
+    from sft_engine.timetable import timetable
+
+    with own_state(0), enough_memory("take a machine with more memory"):
+        return timetable(assemble(planned, Path("runs")))
+
+
+def tune(
+    recipe: RecipeLike,
+    *,
+    output: str | Path,
+    settings: TuneSettings,
+    overrides: Sequence[str] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> Tuned:
+    """Search for the hyper-parameters that are best on the validation split.
+
+    Args:
+        recipe: A file, or a recipe that was loaded.
+        output: The folder of the study; if it holds this one already, it goes on.
+        settings: How many trials, compared by which metric.
+        overrides: `KEY=VALUE` texts; a value such as `log(1e-6, 1e-3)` is searched, any other holds
+            for all trials.
+        say: Shows a line.
+
+    Raises:
+        SftError: one sentence on what stopped the search; the same call goes on.
+    """
+    launch.require_one_process("tune")
+    with Signals() as signals:
+        loaded = _recipe(recipe, ())
+        from sft_engine.tuning import search
+
+        return search(loaded, overrides, Path(output), settings, signals, say)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,14 @@ DECAY = [
     "train.steps=12",
     "checkpoint.best=last",
     "train.micro_batch_size={micro}",
+    "train.replay=false",
 ]
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "Sequential",
+}
 SCHEDULES = {
     "from the start, then thawed": "start = 0\nuntil = 7",
     "in mid-run": "start = 5",
@@ -32,6 +39,19 @@ CASES = {
     name: {"overrides": DECAY, "extensions": [f'"test/freeze"\n{options}'], "micro": 8}
     for name, options in SCHEDULES.items()
 }
+
+RATES = ['"auto-rgn"', '"layer-decay"\ndecay = 0.5']
+PLUGIN = {
+    "gradual-unfreezing": (["rewarm=2", "until=0.75"], RATES),
+    "lp-ft": (["until=1.0", "patience=1", "metric=nll", "min_delta=100", "scale=0.5"], []),
+    "chain-thaw": (["rewarm=2"], []),
+    "surgical": (["train=middle"], []),
+    "progressive-freezing": (["anneal=true", "first=0.25"], RATES),
+}
+"""Schedules of sft-freezing: options, and what sets learning rates beside them."""
+for name, (options, extensions) in PLUGIN.items():
+    own = [f"freezing.{option}" for option in [f"use={name}", *options]]
+    CASES[name] = {"overrides": [*DECAY, *own], "extensions": extensions, "micro": 8}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +77,7 @@ def test_ranks_are_bitwise_equal(two, name):
     assert first["notes"] == second["notes"]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_frozen_bytes_stay_and_others_move(two, name):
     notes = two[name][0]["notes"]
     digests = {step: digest for step, _, digest in notes}
@@ -71,12 +91,34 @@ def test_frozen_bytes_stay_and_others_move(two, name):
 
 
 def test_resume_while_frozen(ranks, two):
-    name = "frozen, then thawed"
+    for at in (6, 10):
+        assert resumed(ranks, "frozen, then thawed", at) == {
+            two["frozen, then thawed"][0]["fingerprint"]
+        }
+
+
+@pytest.mark.parametrize("name", ["gradual-unfreezing", "lp-ft"])
+def test_resume_after_a_thaw(ranks, two, name):
+    assert resumed(ranks, name, 7) == {two[name][0]["fingerprint"]}
+
+
+def resumed(ranks, name, at):
+    """Interrupt both processes before a step; return the fingerprints with which they end."""
     case = {
-        "overrides": [text.format(micro=4) for text in DECAY],
+        "overrides": [text.format(micro=4) for text in CASES[name]["overrides"]],
         "extensions": CASES[name]["extensions"],
     }
-    for at in (6, 10):
-        stopped = ranks("interrupted", at=at, codes=[75, 75], **case)
-        again = ranks("resumed", folder=stopped.folder, **case)
-        assert set(again["fingerprint"]) == {two[name][0]["fingerprint"]}
+    stopped = ranks("interrupted", at=at, codes=[75, 75], **case)
+    return set(ranks("resumed", folder=stopped.folder, **case)["fingerprint"])
+
+
+@pytest.mark.slow
+def test_sharded_weights_are_those_of_one_process(ranks, one):
+    cases = {name: CASES[name] for name in PLUGIN}
+    sharded = ranks("sharded", environ=FSDP, cases=cases)
+    assert {result["kind"] for result in sharded.results} == {"DTensor"}
+    for name in cases:
+        ours, theirs = (
+            load_file(g.folder / name / "model/model.safetensors") for g in (sharded, one)
+        )
+        assert max((ours[key] - theirs[key]).abs().max().item() for key in ours) < 1e-11, name

@@ -223,6 +223,13 @@ class Rescale:
                 group.lr_scale = 0.0 if group.layer_group == 0 else 1.0
 
     @hookimpl
+    def sft_step_start(self, run):
+        if self.where == "factors":
+            for group in run.parameter_groups:
+                group.factors["half"] = 0.5
+                group.factors["halt"] = 0.0 if run.clock.step == 1 else 1.0
+
+    @hookimpl
     def sft_batch(self, run, batch):
         if self.where == "batch":
             batch.inputs["ids"] = torch.ones_like(batch.inputs["ids"])

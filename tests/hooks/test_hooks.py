@@ -239,6 +239,19 @@ def test_hook_sft_step_start(tmp_path):
     assert not torch.equal(embeddings[4], embeddings[3])
 
 
+def test_learning_rates_are_multiplied_by_all_factors_of_the_step(tmp_path):
+    noted = events(
+        tmp_path,
+        '"test/rescale"\nwhere = "factors"',
+        '"test/judge"\nat = -1',
+        overrides=["train.steps=4", "schedule.use=constant", "optimizer.lr=0.01"],
+    )
+    assert [r["lr"] for r in metrics(tmp_path, "train")] == [0.005, 0.0, 0.005, 0.005]
+    before = [event[2] for event in only(noted, "weights")]
+    assert all(map(torch.equal, before[1], before[2]))  # weight decay included
+    assert not all(map(torch.equal, before[2], before[3]))
+
+
 def test_hook_sft_batch(tmp_path):
     noted = events(
         tmp_path,

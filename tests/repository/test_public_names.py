@@ -12,7 +12,16 @@ def test_verbs_are_functions_after_every_module_was_imported() -> None:
     for module in pkgutil.walk_packages(sft_engine.__path__, "sft_engine."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    for verb in ("evaluate", "export", "predict", "resume", "run", "verify_resume"):
+    for verb in (
+        "evaluate",
+        "export",
+        "lr_find",
+        "predict",
+        "resume",
+        "run",
+        "tune",
+        "verify_resume",
+    ):
         assert verb in sft_engine.__all__
         assert getattr(sft_engine, verb).__module__ == "sft_engine.verbs", verb
 

@@ -101,7 +101,7 @@ def test_nothing_is_said_where_all_is_well(environ, world):
     assert launch.notices(AUTO, world, environ) == []
 
 
-@pytest.mark.parametrize("verb", ["predict", "verify-resume"])
+@pytest.mark.parametrize("verb", ["groups", "predict", "verify-resume"])
 def test_some_verbs_work_in_one_process(verb):
     launch.require_one_process(verb, {})
     with pytest.raises(

@@ -179,6 +179,20 @@ def test_auto_is_fused_where_the_processor_has_it_else_foreach(name: str, chosen
     assert choose_implementation(torch_class(name), groups_of(a_net()), "auto") == chosen
 
 
+def test_auto_is_not_fused_where_weights_could_not_thaw() -> None:
+    """Fused SGD has momentum of all parameters, or of none."""
+    for momentum, chosen in ((0.0, "fused"), (0.9, "foreach")):
+        thaws, trains = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+        optimizer = optimizers.Sgd(lr=0.5, momentum=momentum, weight_decay=0.0).build(
+            [{"params": [thaws, trains]}]
+        )
+        assert optimizer.param_groups[0][chosen] is True
+        for each in (trains, thaws):
+            each.grad = torch.ones(2)
+            optimizer.step()
+        assert thaws.tolist() == [0.5, 0.5]
+
+
 def test_auto_is_neither_where_the_class_has_neither() -> None:
     assert choose_implementation(timm_class("adamp"), groups_of(a_net()), "auto") == {}
     assert choose_implementation(timm_class("adamp"), groups_of(a_net()), "for-loop") == {}
@@ -211,7 +225,7 @@ def test_an_implementation_that_is_not_there_is_refused() -> None:
     with pytest.raises(RecipeError) as caught:
         optimizers.RmsProp(implementation="fused").build(groups_of(a_net()))
     assert str(caught.value) == (
-        '`optimizer.implementation`: found "fused", which RMSprop does not have on cpu; '
+        '`optimizer.implementation`: found "fused", with which RMSprop cannot step on cpu, or not if weights thaw; '
         "allowed: auto, foreach, for-loop"
     )
 

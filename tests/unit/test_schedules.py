@@ -23,6 +23,8 @@ NAMES = (
     "Constant",
     "Linear",
     "Cosine",
+    "CosineRestarts",
+    "SlantedTriangle",
     "Polynomial",
     "OneCycle",
     "WarmupStableDecay",
@@ -247,7 +249,9 @@ def test_a_run_of_one_step_takes_it_at_the_full_rate(name: str) -> None:
     assert getattr(schedules, name)().factor(0, 1) == 1.0
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("OneCycle", "Step")])
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if n not in ("OneCycle", "SlantedTriangle", "Step")]
+)
 def test_a_warm_up_longer_than_the_run_goes_on_rising(name: str) -> None:
     factors = curve(getattr(schedules, name)(warmup=50), 10)
     assert factors == pytest.approx([(step + 1) / 51 for step in range(10)])
@@ -269,3 +273,64 @@ def test_a_typo_in_an_option_is_found_without_building() -> None:
     _, [problem] = check_options(signature, {"warmpu": 1}, key="schedule", owner="cosine")
     assert problem.key == "schedule.warmpu"
     assert "`warmup`" in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("cycles", "growth", "first"), [(3, 2, 10), (2, 3, 7), (4, 1, 5), (1, 1, 9)]
+)
+@pytest.mark.parametrize("min_factor", [0.0, 0.1])
+def test_cosine_with_restarts_is_that_of_torch(
+    cycles: int, growth: int, first: int, min_factor: float
+) -> None:
+    total = sum(first * growth**i for i in range(cycles))
+    theirs = torch_curve(
+        lambda optimizer: lr_scheduler.CosineAnnealingWarmRestarts(
+            optimizer, first, T_mult=growth, eta_min=min_factor
+        ),
+        total,
+    )
+    ours = schedules.CosineRestarts(cycles=cycles, growth=growth, min_factor=min_factor)
+    assert curve(ours, total) == pytest.approx([g["lr"] for g in theirs], rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_restarts_of_equal_length_are_the_cycles_of_cosine(warmup: int) -> None:
+    ours = schedules.CosineRestarts(warmup=warmup, cycles=3, growth=1.0, min_factor=0.2)
+    theirs = schedules.Cosine(warmup=warmup, cycles=3, min_factor=0.2)
+    assert curve(ours) == pytest.approx(curve(theirs), rel=1e-12, abs=1e-15)
+
+
+def test_each_restart_begins_lower() -> None:
+    ours = schedules.CosineRestarts(cycles=3, growth=2.0, decay=0.5, min_factor=0.1)
+    rates = curve(ours, 70)
+    assert [rates[0], rates[10], rates[30]] == pytest.approx([1.0, 0.5, 0.25])
+    assert [rates[5], rates[20], rates[50]] == pytest.approx([0.55, 0.3, 0.175])  # halfway down
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 7, 40, 97])
+@pytest.mark.parametrize("cycles", [1, 2, 5])
+def test_restarts_stay_between_the_ends_however_short_the_run(total: int, cycles: int) -> None:
+    rates = curve(schedules.CosineRestarts(cycles=cycles, growth=1.7, min_factor=0.1), total)
+    assert rates[0] == 1.0
+    assert all(0.1 <= rate <= 1.0 for rate in rates)
+
+
+@pytest.mark.parametrize(
+    ("total", "cut_frac", "ratio"), [(100, 0.1, 32), (40, 0.25, 8), (60, 0.5, 2)]
+)
+def test_the_slanted_triangle_is_equation_3_of_the_paper(
+    total: int, cut_frac: float, ratio: float
+) -> None:
+    def rate(t: int) -> float:
+        cut = math.floor(total * cut_frac)
+        p = t / cut if t < cut else 1 - (t - cut) / (cut * (1 / cut_frac - 1))
+        return (1 + p * (ratio - 1)) / ratio
+
+    ours = schedules.SlantedTriangle(warmup=cut_frac, ratio=ratio)
+    assert curve(ours, total) == pytest.approx([rate(t) for t in range(total)], rel=1e-12)
+
+
+def test_the_slanted_triangle_of_a_run_too_short_to_rise_only_falls() -> None:
+    assert curve(schedules.SlantedTriangle(ratio=4.0), 4) == pytest.approx(
+        [1, 13 / 16, 5 / 8, 7 / 16]
+    )

@@ -62,6 +62,14 @@ COMPONENTS: dict[str, dict[str, tuple[str, str]]] = {
         "constant": ("schedules:Constant", "The same learning rate throughout, after warm-up."),
         "linear": ("schedules:Linear", "Warm-up, then a straight line down."),
         "cosine": ("schedules:Cosine", "Warm-up, then half a cosine down."),
+        "cosine-restarts": (
+            "schedules:CosineRestarts",
+            "Half a cosine down, several times, each longer than the one before.",
+        ),
+        "slanted-triangle": (
+            "schedules:SlantedTriangle",
+            "A short line up and a long line down (ULMFiT).",
+        ),
         "polynomial": ("schedules:Polynomial", "Warm-up, then a power of what is left of the run."),
         "one-cycle": ("schedules:OneCycle", "Up to the peak and far down; momentum the other way."),
         "wsd": ("schedules:WarmupStableDecay", "Warm-up, a long plateau, a short decay."),

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from sft_engine.errors import RecipeError
 from sft_engine.sentences import choices, show_value, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     import torch
 
@@ -62,7 +63,7 @@ def build_optimizer(
     Raises:
         RecipeError: the class refuses a value, or does not have the implementation.
     """
-    chosen: dict[str, Any] = choose_implementation(cls, groups, implementation)
+    chosen: dict[str, Any] = choose_implementation(cls, groups, implementation, options)
     try:
         # Copies, because torch writes defaults into the dicts it is given.
         return cls([dict(group) for group in groups], **chosen, **options)
@@ -71,36 +72,47 @@ def build_optimizer(
 
 
 def choose_implementation(
-    cls: type[torch.optim.Optimizer], groups: Groups, implementation: Implementation
+    cls: type[torch.optim.Optimizer],
+    groups: Groups,
+    implementation: Implementation,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, bool]:
     """Return the keyword arguments that select an implementation of an optimizer class."""
     known = [name for name in ("fused", "foreach") if name in inspect.signature(cls).parameters]
     if implementation == "for-loop":
         return dict.fromkeys(known, False)
-    usable = [name for name in known if name == "foreach" or _fused_works(cls, groups)]
+    usable = [name for name in known if name == "foreach" or _fused_works(cls, groups, options)]
     if implementation == "auto":
         return {usable[0]: True} if usable else {}
     if implementation not in usable:
         places = ", ".join(sorted({str(device) for device, _ in _places(groups)}))
         raise RecipeError(
-            f'`optimizer.implementation`: found "{implementation}", which {cls.__name__} does not '
-            f"have on {places}; allowed: {', '.join(['auto', *usable, 'for-loop'])}"
+            f'`optimizer.implementation`: found "{implementation}", with which {cls.__name__} cannot '
+            f"step on {places}, or not if weights thaw; allowed: {', '.join(['auto', *usable, 'for-loop'])}"
         )
     return {implementation: True}
 
 
-def _fused_works(cls: type[torch.optim.Optimizer], groups: Groups) -> bool:
-    """Try a fused step on one number of each device and dtype: torch says no only when it steps."""
+def _fused_works(
+    cls: type[torch.optim.Optimizer], groups: Groups, options: Mapping[str, Any]
+) -> bool:
+    """Try fused steps on two numbers of each device and dtype: torch says no only when it steps.
+
+    One thaws after the first step, which fused SGD with momentum cannot bear.
+    """
     import torch
 
     for device, dtype in _places(groups):
-        probe = torch.zeros(1, device=device, dtype=dtype, requires_grad=True)
-        probe.grad = torch.zeros_like(probe)
-        fused: dict[str, Any] = {"lr": 0.0, "fused": True}
+        pair = [torch.zeros(1, device=device, dtype=dtype, requires_grad=True) for _ in range(2)]
         try:
-            cls([probe], **fused).step()
-        except (RuntimeError, NotImplementedError):
+            optimizer = cls(pair, **{**options, "fused": True})
+            for probe in pair:
+                probe.grad = torch.zeros_like(probe)
+                optimizer.step()
+        except (RuntimeError, NotImplementedError, TypeError):
             return False
+        except ValueError:  # of an option: building the optimizer itself will say it
+            return True
     return True
 
 

@@ -65,6 +65,48 @@ def cosine(
     return min_factor + (1 - min_factor) * (1 + math.cos(math.pi * within)) / 2
 
 
+def cosine_restarts(
+    step: int,
+    total: int,
+    warmup: int = 0,
+    cycles: int = 1,
+    growth: float = 1.0,
+    decay: float = 1.0,
+    min_factor: float = 0.0,
+) -> float:
+    """Fall along half a cosine wave and jump back up, `cycles` times (Loshchilov and Hutter 2017, SGDR).
+
+    Each cycle is `growth` times as long as the one before (`T_mult` in section 3), all together fill the
+    run; each begins at `decay` times the rate at which the one before began.
+    """
+    if step < warmup:
+        return warm_up(step, warmup)
+    position, length = step - warmup, total - warmup
+    begins = [
+        length * _grown(index, growth) / _grown(cycles, growth) for index in range(cycles + 1)
+    ]
+    # Rounded, so that a cycle begins exactly where it should.
+    index = min(bisect.bisect_right([round(begin, 6) for begin in begins], position), cycles) - 1
+    share = (position - begins[index]) / (begins[index + 1] - begins[index])
+    peak = decay**index
+    return min_factor + (peak - min_factor) * (1 + math.cos(math.pi * max(share, 0.0))) / 2
+
+
+def _grown(count: int, growth: float) -> float:
+    """Return 1 + growth + growth**2 + …, as many terms as `count`."""
+    return math.fsum(growth**power for power in range(count))
+
+
+def slanted_triangle(step: int, total: int, cut: int, ratio: float = 32.0) -> float:
+    """Rise along a line for `cut` steps, then fall along a longer one (Howard and Ruder 2018, equation 3).
+
+    Step 0 runs at 1 / ratio of the rate, step `cut` at all of it, and step `total`, which is none any
+    more, would be at 1 / ratio again.
+    """
+    share = step / cut if step < cut else 1 - (step - cut) / (total - cut)
+    return (1 + share * (ratio - 1)) / ratio
+
+
 def inverse_sqrt(step: int, warmup: int = 0, timescale: int = 0) -> float:
     """Fall as 1 / sqrt(1 + (step - warmup) / timescale); 0 means `warmup` steps, or 10,000."""
     if step < warmup:
@@ -174,6 +216,53 @@ class Cosine:
         """Return the share of `lr` at this step."""
         warmup = in_steps(self.warmup, total)
         return cosine(step, total, warmup, self.cycles, self.min_factor)
+
+
+@dataclass(eq=False, kw_only=True)
+class CosineRestarts:
+    """Half a cosine wave down, several times, each longer than the one before (SGDR).
+
+    Args:
+        warmup: Linear rise from near 0: below 1 a share of the run, else steps.
+        cycles: How often the rate falls; together the cycles fill the run.
+        growth: Length of a cycle over that of the one before.
+        decay: Rate at which a cycle begins over that of the one before.
+        min_factor: Share of `lr` that each wave leads to.
+    """
+
+    warmup: Warmup = 0.0
+    cycles: Annotated[int, Ge(1)] = 3
+    growth: Annotated[float, Ge(1)] = 2.0
+    decay: Annotated[float, Gt(0), Le(1)] = 1.0
+    min_factor: Share = 0.0
+
+    def __post_init__(self) -> None:
+        if self.decay ** (self.cycles - 1) < self.min_factor:
+            raise ValueError("`decay` lets the last cycle begin below `min_factor`: lower that")
+
+    def factor(self, step: int, total: int) -> float:
+        """Return the share of `lr` at this step."""
+        warmup = in_steps(self.warmup, total)
+        shape = (self.cycles, self.growth, self.decay, self.min_factor)
+        return cosine_restarts(step, total, warmup, *shape)
+
+
+@dataclass(eq=False, kw_only=True)
+class SlantedTriangle:
+    """A short line up and a long line down, of ULMFiT (Howard and Ruder 2018).
+
+    Args:
+        warmup: The rising part: below 1 a share of the run, else steps (`cut_frac` in the paper).
+        ratio: How many times lower than `lr` the rate is at both ends.
+    """
+
+    warmup: Warmup = 0.1
+    ratio: Annotated[float, Ge(1)] = 32.0
+
+    def factor(self, step: int, total: int) -> float:
+        """Return the share of `lr` at this step."""
+        cut = in_steps(self.warmup, total) if self.warmup >= 1 else int(self.warmup * total)
+        return slanted_triangle(step, total, cut, self.ratio)
 
 
 @dataclass(eq=False, kw_only=True)

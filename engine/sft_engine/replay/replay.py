@@ -59,10 +59,12 @@ class Replay:
     _stale: bool = True
     _trial: list[Figures] | None = None  # of micro-batches in which the frozen part ran
     _trial_batches: int = 0
+    _trial_epoch: int = 0
     _watched: identity.Watched | None = None
     _checked: bool | None = None  # in evaluation mode
     _admitted: dict[str, bool] = field(default_factory=dict)  # streams by the name of their split
     _decisions: dict[str, Decision] = field(default_factory=dict)
+    _epochs: dict[str, float] = field(default_factory=dict)  # that were left when it was planned
     _restored: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -102,12 +104,16 @@ class Replay:
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs: decisions, and who was computed with whom (collective)."""
+        if self._trial is not None:
+            # A resumed run could measure otherwise, and go another way than this one.
+            self._judge(self._trial)
         keeping = self.keeping
         if keeping is not None:
             keeping.commit()
         own = {} if keeping is None else keeping.groups()
         return {
             "decisions": {key: [each.on, each.line] for key, each in self._decisions.items()},
+            "epochs": dict(self._epochs),
             "fingerprint": "" if keeping is None else keeping.fingerprint,
             "groups": ranks.everyones(self.run.accelerator, own),
             "admitted": ranks.everyones(self.run.accelerator, self._admitted),
@@ -116,6 +122,7 @@ class Replay:
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` returned."""
         self._decisions = {key: Decision(*each) for key, each in state["decisions"].items()}
+        self._epochs = dict(state["epochs"])
         self._restored = state
 
     def close(self, *, finished: bool) -> None:
@@ -137,7 +144,7 @@ class Replay:
             self._stale = False
             restored, self._restored = self._restored, {}
             self._plan(batch, restored)
-        elif self._trial is not None and self._trial_batches >= MEASURED:
+        elif self._trial is not None and self._trial_ends():
             self._judge(self._trial)
         # All that come, served or not: all ranks must come to decide at the same one.
         self._trial_batches += 1
@@ -162,18 +169,19 @@ class Replay:
 
     def _tried(self, batch: Batch, known: Decision | None) -> tuple[tuple[Cut, Probe] | None, str]:
         """Return a cut that has passed all checks, or why there is none."""
-        if reason := self._bar(batch, known):
+        if reason := self._bar(batch):
             return None, reason
         try:
             return self._attempt(batch.split), ""
         except Exception as error:  # noqa: BLE001  a model may raise anything when it is tried out
             return None, reason_of(error)
 
-    def _bar(self, batch: Batch, known: Decision | None) -> str:
+    def _bar(self, batch: Batch) -> str:
         bar = identity.bar(self.run, self.run.splits.get(batch.split))
         # Resumed in its last epoch, a run goes on as it was decided in the first.
-        open_to_doubt = known is None and self.run.plan.train.replay == "auto"
-        if not bar and open_to_doubt and self._epochs_left() <= 1:
+        key = identity.trainable_key(self.run)
+        epochs = self._epochs.setdefault(key, self._epochs_left())
+        if not bar and self.run.plan.train.replay == "auto" and epochs <= 1:
             return "no example is seen twice"
         return bar
 
@@ -225,6 +233,7 @@ class Replay:
     def _announce(self, known: Decision | None) -> None:
         if known is None and self.run.plan.train.replay == "auto":
             self._trial, self._trial_batches = [], 0
+            self._trial_epoch = self.run.clock.epoch
         elif known is None:
             self._settle(Decision(on=True, line=f"replay is on: {self._described()}"))
 
@@ -239,6 +248,10 @@ class Replay:
                 f"`train.replay = true` cannot hold at step {self.run.clock.step}: {reason}; set it to "
                 '"auto" or false'
             )
+
+    def _trial_ends(self) -> bool:
+        # From the second epoch on, what is kept differs by rounding: only what is decided on may do that.
+        return self._trial_batches >= MEASURED or self.run.clock.epoch != self._trial_epoch
 
     def _judge(self, trial: list[Figures]) -> None:
         """Decide by what was measured whether to go on; equally on all ranks."""

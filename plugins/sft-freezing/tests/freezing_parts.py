@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import nn
 
 from sft_engine import hookimpl
@@ -11,13 +12,19 @@ from sft_engine.testing.tiny import TinyNet, TinyText
 
 COMPONENTS = {
     ("backbone", "test/normed"): "freezing_parts:Normed",
+    ("backbone", "test/quietnormed"): "freezing_parts:QuietNormed",
     ("extension", "test/watch"): "freezing_parts:Watch",
+    ("extension", "test/note"): "freezing_parts:Note",
     ("extension", "test/frozenbelow"): "freezing_parts:FrozenBelow",
 }
 
 
 def clone(state):
-    return {name: tensor.clone() for name, tensor in state.items()}
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def moved(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
 
 
 class NormedNet(TinyNet):
@@ -41,6 +48,16 @@ class Normed(TinyText):
         return NormedNet(self.width, self.depth, task.head.outputs, 0.5)
 
 
+class QuietNormed(Normed):
+    """The same in float64 and without dropout, whose draws are of a micro-batch."""
+
+    def build(self, task):
+        net = NormedNet(self.width, self.depth, task.head.outputs, 0.5).double()
+        for block in net.blocks:
+            block[2].p = 0.0
+        return net
+
+
 class Watch:
     """Keeps what the model was at each begin of a phase and at the end."""
 
@@ -53,6 +70,47 @@ class Watch:
     @hookimpl(trylast=True)
     def sft_phase_end(self, run):
         Watch.states.append(clone(run.model.state_dict()))
+
+
+class Note:
+    """Keeps, of each step, what trained and how fast; and of the first one, what it did.
+
+    `groups` has the layer groups that train, as indices, `rates` the learning rate of each.
+    """
+
+    groups: ClassVar[list] = []
+    rates: ClassVar[list] = []
+    steps: ClassVar[list] = []
+    group_of: ClassVar[dict] = {}
+
+    @hookimpl
+    def sft_setup(self, run):
+        Note.groups, Note.rates, Note.steps = [], [], []
+        Note.group_of = {n: g.name for g in run.layer_groups for n in g.parameters}
+
+    @hookimpl
+    def sft_step_verdict(self, run):
+        parameters = dict(run.model.named_parameters())
+        trains = [
+            index
+            for index, group in enumerate(run.layer_groups)
+            if any(parameters[name].grad is not None for name in group.parameters)
+        ]
+        rates = {
+            run.group_of(name): group["lr"]
+            for group, of_recipe in zip(
+                run.optimizer.param_groups, run.parameter_groups, strict=True
+            )
+            for name in of_recipe.names
+        }
+        Note.groups.append(trains)
+        Note.rates.append([rates[index] for index in range(len(run.layer_groups))])
+        gradients = {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}
+        Note.steps.append({"weights": clone(parameters), "gradients": gradients})
+
+    @hookimpl
+    def sft_step_end(self, run):
+        Note.steps[-1]["after"] = clone(dict(run.model.named_parameters()))
 
 
 class FrozenBelow:

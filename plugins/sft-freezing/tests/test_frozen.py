@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from freezing_parts import COMPONENTS, Watch
+from freezing_parts import COMPONENTS, Watch, moved
 from safetensors.torch import load_file
 
 from sft_engine import Interrupted, LayerGroup, RecipeError
@@ -60,10 +59,6 @@ def test_mistakes_are_named(options, message):
 
 
 # --- in a run --------------------------------------------------------------------------------------
-
-
-def moved(before, after):
-    return {name for name in before if not torch.equal(before[name], after[name])}
 
 
 TEXT = (

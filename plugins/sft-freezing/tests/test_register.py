@@ -10,7 +10,6 @@ import tomllib
 from pathlib import Path
 
 import sft_freezing
-from sft_freezing.frozen import Frozen
 
 HERE = Path(__file__).parents[1]
 
@@ -25,6 +24,12 @@ def test_what_is_offered():
     sft_freezing.sft_register(catalog)
     found = {name: (kind, target) for kind, name, target, _ in catalog}
     assert found["frozen"] == ("freezing", "sft_freezing.frozen:Frozen")
+    assert {name for name, (kind, _) in found.items() if kind == "freezing"} == set(
+        sft_freezing.SCHEDULES
+    )
+    assert {name for name, (kind, _) in found.items() if kind == "extension"} == set(
+        sft_freezing.RATES
+    )
     for _, target in found.values():
         module, _, attribute = target.partition(":")
         assert inspect.isclass(getattr(importlib.import_module(module), attribute))
@@ -32,7 +37,10 @@ def test_what_is_offered():
 
 def test_registering_and_reading_options_import_nothing_heavy():
     code = (
-        "import sys, sft_freezing, sft_freezing.frozen as f; f.Frozen();"
+        "import sys, importlib, sft_freezing as p\n"
+        "for target, _ in [*p.SCHEDULES.values(), *p.RATES.values()]:\n"
+        "    module, _, name = target.partition(':')\n"
+        "    getattr(importlib.import_module('sft_freezing.' + module), name)()\n"
         "print([m for m in ('torch', 'datasets', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -42,5 +50,6 @@ def test_registering_and_reading_options_import_nothing_heavy():
 def test_the_example_uses_options_that_exist():
     with (HERE / "example.toml").open("rb") as file:
         table = tomllib.load(file)["freezing"]
-    assert table.pop("use") == "frozen"
-    inspect.signature(Frozen).bind(**table)
+    module, _, name = sft_freezing.SCHEDULES[table.pop("use")][0].partition(":")
+    component = getattr(importlib.import_module(f"sft_freezing.{module}"), name)
+    inspect.signature(component).bind(**table)

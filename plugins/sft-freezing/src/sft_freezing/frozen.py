@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 
 from sft_engine import RecipeError, hookimpl
+from sft_freezing.layers import listed
 
 if TYPE_CHECKING:
     from sft_engine import LayerGroup, Run
@@ -47,7 +48,7 @@ def frozen_parameters(
         frozen = everything.difference(*kept)
     if frozen == everything:
         raise RecipeError(
-            f"`freezing`: this freezes the whole model ({_listed(groups)}); leave something to train, "
+            f"`freezing`: this freezes the whole model ({listed(groups)}); leave something to train, "
             'such as with `keep = "head"`'
         )
     return frozen
@@ -64,14 +65,10 @@ def _matching(
         found |= {name for name in group.parameters if whole or fnmatchcase(name, pattern)}
     if not found:
         raise RecipeError(
-            f'`freezing.{option}`: "{pattern}" matches neither a layer group ({_listed(groups)}) nor a '
+            f'`freezing.{option}`: "{pattern}" matches neither a layer group ({listed(groups)}) nor a '
             f"parameter, such as `{groups[0].parameters[0]}`"
         )
     return found
-
-
-def _listed(groups: Iterable[LayerGroup]) -> str:
-    return ", ".join(group.name for group in groups)
 
 
 class Frozen:
