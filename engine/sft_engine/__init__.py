@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sft_engine.components import Capabilities, Head, LayerGroup, logits_of
     from sft_engine.flow import Action, Batch, Clock, LossTerm, Run, Split, Verdict, View
     from sft_engine.hookspecs import hookimpl
+    from sft_engine.proof import verify_resume
     from sft_engine.recipe import Problem, Recipe, load_recipe
     from sft_engine.verbs import (
         evaluate,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
         resume,
         run,
         tune,
-        verify_resume,
     )
 
 _LAZY = {
@@ -65,7 +65,7 @@ _LAZY = {
     "resume": "verbs",
     "run": "verbs",
     "tune": "verbs",
-    "verify_resume": "verbs",
+    "verify_resume": "proof",
 }
 
 __all__ = [

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from sft_engine.flow import Batch, LossTerm, Run, Verdict, View
 from sft_engine.hook_rules import RUN_HOOKS, hooks_of
+from sft_engine.proof import check_short
 from sft_engine.training import Silent, train
-from sft_engine.verbs import RecipeLike, check_short
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from sft_engine.verbs import RecipeLike
 
 MOST_NAMES = 3
 

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from sft_engine import launch
 from sft_engine.catalog import Plan
 from sft_engine.catalog import plan as make_plan
-from sft_engine.errors import CheckpointError, DataError, Interrupted, OutputError, SftError
+from sft_engine.errors import CheckpointError, DataError
 from sft_engine.interruption import Signals
 from sft_engine.recipe import Recipe, load_recipe
-from sft_engine.sentences import reason_of
+from sft_engine.run_folder import choose_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,7 +38,7 @@ def check(recipe: RecipeLike, *, overrides: Sequence[str] = ()) -> Plan:
     Raises:
         RecipeError: with every problem that was found, a line each.
     """
-    return make_plan(_recipe(recipe, overrides))
+    return make_plan(given_recipe(recipe, overrides))
 
 
 def run(
@@ -354,159 +349,18 @@ def tune(
     """
     launch.require_one_process("tune")
     with Signals() as signals:
-        loaded = _recipe(recipe, ())
+        loaded = given_recipe(recipe, ())
         from sft_engine.tuning import search
 
         return search(loaded, overrides, Path(output), settings, signals, say)
 
 
-@dataclass(frozen=True)
-class ResumeProof:
-    """Two runs of one recipe, one of them interrupted.
-
-    Args:
-        steps: Steps of each run.
-        interrupted_at: Step before which the second one was interrupted and resumed elsewhere.
-        uninterrupted: SHA-256 of the final state of the first run.
-        resumed: SHA-256 of the final state of the second run.
-        loss_equal: Whether every recorded loss is the same number.
-    """
-
-    steps: int
-    interrupted_at: int
-    uninterrupted: str
-    resumed: str
-    loss_equal: bool
-
-    @property
-    def equal(self) -> bool:
-        """Whether resuming changed nothing."""
-        return self.uninterrupted == self.resumed and self.loss_equal
-
-
-def verify_resume(
-    recipe: RecipeLike,
-    *,
-    overrides: Sequence[str] = (),
-    steps: int = 12,
-    interrupt_at: int = 5,
-    progress: Progress | None = None,
-) -> ResumeProof:
-    """Show that a recipe, with its plugins, resumes bit for bit.
-
-    Trains `steps` steps in this process (a recipe with phases: as many in each as its share); then
-    trains again, interrupts before step `interrupt_at`, and resumes in a fresh process.
-    """
-    launch.require_one_process("verify-resume")
-    from sft_engine.training import train
-
-    planned = check_short(recipe, overrides, steps)
-    with tempfile.TemporaryDirectory(prefix="sft-verify-") as scratch:
-        whole = Path(scratch, "whole")
-        outcome = train(planned, whole, progress=progress)
-        parted = Path(scratch, "parted")
-        try:
-            train(planned, parted, progress=progress, stop_after=interrupt_at)
-        except Interrupted:
-            resumed = _resume_elsewhere(parted)
-        else:
-            raise CheckpointError(
-                f"there is no step {interrupt_at} to interrupt: use a larger --steps"
-            )
-        return ResumeProof(
-            steps=_report_of(whole)["steps"],
-            interrupted_at=interrupt_at,
-            uninterrupted=outcome.fingerprint,
-            resumed=resumed["fingerprint"],
-            loss_equal=_losses(whole) == _losses(parted),
-        )
-
-
-def check_short(recipe: RecipeLike, overrides: Sequence[str], steps: int) -> Plan:
-    """Check a recipe shortened to some steps, with a record of each; phases share them equally."""
-    # A record a step, and no thinning of them, so that every loss is compared.
-    short = [*overrides, f"train.steps={steps}", "train.log_every=1"]
-    phases = len(_recipe(recipe, overrides).phases)
-    short += [f"phase.{index}.steps={-(-steps // phases)}" for index in range(phases)]
-    return check(recipe, overrides=short)
-
-
-def _resume_elsewhere(folder: Path) -> dict[str, Any]:
-    process = subprocess.run(
-        [sys.executable, "-m", "sft_engine", "resume", str(folder), "--quiet"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ,
-    )
-    if process.returncode:
-        raise SftError(f"the fresh process could not resume: {process.stderr.strip()[-2000:]}")
-    return _report_of(folder)
-
-
-def _report_of(folder: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    return report
-
-
-def _losses(folder: Path) -> list[tuple[int, float]]:
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    return [(r["step"], r["loss"]) for r in records if r["kind"] == "train"]
-
-
-def choose_folder(plan: Plan, output: str | Path | None) -> Path:
-    """Return the run folder: the one asked for, or the first free `runs/NAME`.
+def given_recipe(recipe: RecipeLike, overrides: Sequence[str]) -> Recipe:
+    """Return a recipe that was loaded, or load it from its file.
 
     Raises:
-        OutputError: the folder holds something, or cannot be written.
+        RecipeError: it cannot be read.
     """
-    name = plan.recipe.path.stem if plan.recipe.path else "run"
-    folder = Path("runs", name) if output is None else Path(output)
-    try:
-        number = 1
-        while output is None and _holds_something(folder):
-            number += 1
-            folder = Path("runs", f"{name}-{number}")
-        _require_usable(folder)
-    except OSError as error:
-        raise OutputError(
-            f"{folder} cannot be the run folder: {reason_of(error)}, or choose another with --output"
-        ) from error
-    return folder
-
-
-def _require_usable(folder: Path) -> None:
-    parent = next(p for p in [folder, *folder.absolute().parents] if p.exists())
-    if not parent.is_dir():
-        what = "it" if parent == folder else parent
-        raise OutputError(
-            f"{folder} cannot be the run folder: {what} is a file; choose another with --output"
-        )
-    if _holds_something(folder):
-        other = (
-            f", or go on with the run in it by `sft-engine resume {folder}`"
-            if (folder / "recipe.toml").exists()
-            else ""
-        )
-        raise OutputError(f"{folder} is not empty: choose another folder with --output{other}")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"{folder} cannot be written: no permission in {parent}; choose another with --output"
-        )
-    usage = shutil.disk_usage(parent)
-    if usage.total and usage.free < 1 << 20:  # file systems without disk have no total
-        raise OutputError(
-            f"{folder} cannot be written: the disk is full; make room, or choose another with --output"
-        )
-
-
-def _holds_something(folder: Path) -> bool:
-    """Say whether a folder holds more than what a killed process had not finished to write."""
-    return folder.is_dir() and any(not p.name.startswith(".tmp-") for p in folder.iterdir())
-
-
-def _recipe(recipe: RecipeLike, overrides: Sequence[str]) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe.with_overrides(overrides) if overrides else recipe
     return load_recipe(recipe, overrides)

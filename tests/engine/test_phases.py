@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sft_engine import DataError, Interrupted, LossTerm, RecipeError, hookimpl, order, verbs
+from sft_engine import DataError, Interrupted, LossTerm, RecipeError, hookimpl, order, proof
 from sft_engine.flow import Clock, Phase
 from sft_engine.loop import Interval
 from sft_engine.recipe import parse_recipe
@@ -385,7 +385,7 @@ def test_verify_resume_and_trace_share_their_steps_among_phases():
     text = TINY.replace('"tiny/texts"', '"csv"\npath = "x.csv"')
     text = text.replace('"tiny/text"', '"transformers"\nname = "x"')
     recipe = parse_recipe(text + '[[phase]]\nname = "a"\n[[phase]]\nname = "b"\nepochs = 2\n')
-    short = verbs.check_short(recipe, ["train.batch_size=3"], 11)
+    short = proof.check_short(recipe, ["train.batch_size=3"], 11)
     assert [phase.steps for phase in short.phases] == [6, 6]
     assert (short.train.log_every, short.train.batch_size) == (1, 3)
 

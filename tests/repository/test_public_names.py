@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 
 import sft_engine
@@ -23,7 +24,7 @@ def test_verbs_are_functions_after_every_module_was_imported() -> None:
         "verify_resume",
     ):
         assert verb in sft_engine.__all__
-        assert getattr(sft_engine, verb).__module__ == "sft_engine.verbs", verb
+        assert inspect.isfunction(getattr(sft_engine, verb)), verb
 
 
 def test_public_names_are_sorted_and_there() -> None:

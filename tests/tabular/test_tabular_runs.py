@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sft_engine
-from sft_engine import DataError, verbs
+from sft_engine import DataError, proof, verbs
 
 RECIPE = """
 [task]
@@ -99,7 +99,7 @@ def test_columns_may_be_listed_on_the_command_line(recipe, tmp_path):
 
 
 def test_a_run_on_a_table_resumes_bit_for_bit(recipe):
-    assert verbs.verify_resume(recipe, steps=4, interrupt_at=2).equal
+    assert proof.verify_resume(recipe, steps=4, interrupt_at=2).equal
 
 
 def test_regression_on_a_table(recipe, tmp_path):

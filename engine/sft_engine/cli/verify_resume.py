@@ -52,10 +52,10 @@ def command(
             f"found {interrupt_at}, allowed: less than --steps ({steps}).",
             param_hint="'--interrupt-at'",
         )
-    from sft_engine import verbs
+    from sft_engine.proof import verify_resume
 
     with new_console(quiet=quiet, as_json=as_json) as console:
-        proof = verbs.verify_resume(
+        proof = verify_resume(
             recipe,
             overrides=overrides,
             steps=steps,

@@ -157,7 +157,7 @@ class Replay:
         known = self._known_decision()
         if known is not None and not known.on:
             return
-        found, failure = self._tried(batch, known)
+        found, failure = self._tried(batch)
         # What one rank cannot do, none does.
         failure = next(filter(None, ranks.everyones(run.accelerator, failure)), "")
         if found is None or failure:
@@ -167,7 +167,7 @@ class Replay:
         self._admitted.setdefault(batch.split, True)
         self._announce(known)
 
-    def _tried(self, batch: Batch, known: Decision | None) -> tuple[tuple[Cut, Probe] | None, str]:
+    def _tried(self, batch: Batch) -> tuple[tuple[Cut, Probe] | None, str]:
         """Return a cut that has passed all checks, or why there is none."""
         if reason := self._bar(batch):
             return None, reason
