@@ -1,6 +1,6 @@
 """How long each way takes to train a new head on a frozen ResNet-50 for ten epochs.
 
-usage: python -m bench.frozen VARIANT [--count 128] [--size 128] [--epochs 10] [--check]
+usage: python -m bench.frozen VARIANT [--count 128] [--size 128] [--epochs 10] [--trains head] [--check]
 
 The time is that of the whole training call: whatever a variant builds in it is included.
 """
@@ -8,7 +8,7 @@ The time is that of the whole training call: whatever a variant builds in it is 
 from __future__ import annotations
 
 from bench.frozen_variants import VARIANTS, trunk_without_gradients
-from bench.frozen_work import HEAD, FrozenWork, final_loss
+from bench.frozen_work import HEAD, TRAINS, FrozenWork, final_loss
 from bench.measurement import Result, common_arguments, quiet_start, require_threads
 from bench.same_work import update_distance, weights_of
 
@@ -16,6 +16,7 @@ CHECK_COUNT, CHECK_SIZE, CHECK_EPOCHS = 8, 64, 3
 TOLERANCE = 1e-3
 TRAINING_MODE = ("article", "hf", "lightning")
 """Variants that leave batch norm of the trunk in training mode, and so train on other features."""
+HEAD_ALONE = ("no-grad", "once")
 
 
 def measure(name: str, work: FrozenWork, threads: int) -> Result:
@@ -65,13 +66,18 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=128)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--trains", choices=list(TRAINS), default="head", help="of the network")
     parser.add_argument("--check", action="store_true", help="prove the same work, time nothing")
     options = parser.parse_args()
     quiet_start(options.threads)
     if options.check:
         check(options.variant, options.seed)
         return
-    work = FrozenWork(options.count, options.size, options.epochs, options.seed)
+    if options.trains != "head" and options.variant in HEAD_ALONE:
+        raise SystemExit(f"{options.variant} trains the head alone")
+    work = FrozenWork(
+        options.count, options.size, options.epochs, options.seed, trains=options.trains
+    )
     measure(options.variant, work, options.threads).report(options.result)
 
 

@@ -5,6 +5,7 @@ Each takes the work, times the training call with `work.timer`, and returns the 
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
 
-from bench.frozen_work import HEAD, FrozenWork, trunk_of
+from bench.frozen_work import HEAD, TRAINS, FrozenWork, trunk_of
 
 Variant = Callable[[FrozenWork], nn.Module]
 
@@ -174,7 +175,7 @@ test = 0
 use = "bench/vision"
 [freezing]
 use = "frozen"
-keep = "fc.*"
+keep = KEEP
 [train]
 epochs = EPOCHS
 batch_size = {batch_size}
@@ -199,6 +200,7 @@ def ours(work: FrozenWork, replay: str = '"auto"') -> nn.Module:
     from bench.ours import train
 
     recipe = RECIPE.replace("EPOCHS", str(work.epochs)).replace("REPLAY", replay)
+    recipe = recipe.replace("KEEP", json.dumps(TRAINS[work.trains]))
     # All trains when the model is built: what is frozen is the recipe's business.
     build = work.build_model
     work.build_model = lambda: build(frozen=False)  # type: ignore[method-assign]
@@ -214,9 +216,15 @@ def ours_without(work: FrozenWork) -> nn.Module:
     return ours(work, replay="false")
 
 
+def ours_always(work: FrozenWork) -> nn.Module:
+    """The same with replay whether it pays or not."""
+    return ours(work, replay="true")
+
+
 VARIANTS: dict[str, Variant] = {
     "ours": ours,
     "ours-no-replay": ours_without,
+    "ours-always": ours_always,
     "article": article,
     "no-grad": trunk_without_gradients,
     "once": trunk_once,

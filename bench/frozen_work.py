@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,14 @@ from torch.utils.data import TensorDataset
 from bench.measurement import Timer, Watcher, watched
 
 HEAD = "fc"
+TRAINS = {
+    "head": ("fc.*",),
+    "block": ("layer4.2.*", "fc.*"),
+    "stage": ("layer4.*", "fc.*"),
+    "half": ("layer3.*", "layer4.*", "fc.*"),
+    "most": ("layer2.*", "layer3.*", "layer4.*", "fc.*"),
+}
+"""How much of the network trains, by a name: the head, the last block, one, two or three stages with it."""
 CLASSES = 2
 
 
@@ -40,6 +49,7 @@ class FrozenWork:
     batch_size: int = 32
     learning_rate: float = 1e-3
     momentum: float = 0.9
+    trains: str = "head"
 
     def __post_init__(self) -> None:
         self.inputs = pictures(self.count, self.size, self.seed)
@@ -56,13 +66,14 @@ class FrozenWork:
         return TensorDataset(self.inputs, self.labels)
 
     def build_model(self, frozen: bool = True) -> nn.Module:
-        """The model with its first weights; all but the head is frozen."""
+        """The model with its first weights; all but what trains is frozen."""
         from torchvision.models import resnet50
 
         torch.manual_seed(self.seed)
         model: nn.Module = resnet50(weights=None, num_classes=CLASSES)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not frozen or name.startswith(f"{HEAD}."))
+            trains = any(fnmatch(name, pattern) for pattern in TRAINS[self.trains])
+            parameter.requires_grad_(not frozen or trains)
         return watched(model, [self.timer.watch, *self.watchers])
 
 
