@@ -90,8 +90,7 @@ def assemble(
     """
     set_threads(plan.train)
     accelerator = make_accelerator(plan.train)
-    precision = choose_precision(plan.train, accelerator)
-    check_ranks_agree(plan, accelerator, precision.name)
+    check_ranks_agree(plan, accelerator, choose_precision(plan.train, accelerator).name)
     seeds = derive_seeds(plan.seeds)
     active = build_components(plan)
     backbone = _one(active, "backbone")
@@ -107,6 +106,7 @@ def assemble(
         for name, split in run.splits.items():
             run.hooks.sft_build_data(run=run, split=name, data=split)
     build_model(run)
+    precision = choose_precision(plan.train, accelerator, run.model)
     _check_all(accelerator, check)
     base_lr = build_optimizer(run, _one(active, "optimizer"))
     feed = build_streams(run)
@@ -143,7 +143,7 @@ def reopen(
         task.prepare({}, label_names)
     build_model(run)
     wrap(run)
-    return Reopened(run, choose_precision(plan.train, accelerator))
+    return Reopened(run, choose_precision(plan.train, accelerator, run.model))
 
 
 def build_components(plan: Plan) -> list[Active]:

