@@ -190,11 +190,12 @@ class Gradients:
 
     def forward_backward(self, batch: Batch) -> None:
         """Run forward, loss and backward of one micro-batch, adding to the gradients."""
-        if self.run.replay is None:
+        replay = self.run.replay
+        if replay is None or replay.asleep:
             self._forward_backward(batch)
         else:
             # The backward pass too: checkpointed activations are computed anew in it.
-            with self.run.replay.serving(batch):
+            with replay.serving(batch):
                 self._forward_backward(batch)
 
     def _forward_backward(self, batch: Batch) -> None:

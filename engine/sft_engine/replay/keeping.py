@@ -57,7 +57,7 @@ class Source:
     run: Run
     _real: dict[str, Examples] = field(default_factory=dict)
     # A batch with stand-ins may be on its way, even after they are given up.
-    _stood_in: bool = False
+    stood_in: bool = False  # whether batches may hold stand-ins
 
     def examples(self, name: str) -> Examples:
         """Return the real examples of a split."""
@@ -74,7 +74,7 @@ class Source:
 
     def make_real(self, batch: Batch) -> None:
         """Fetch the inputs that a batch has only stand-ins of."""
-        if self._stood_in and any(map(is_stand_in, batch.inputs.values())):
+        if self.stood_in and any(map(is_stand_in, batch.inputs.values())):
             batch.inputs = self.fetched(batch.split, batch.ids).inputs
 
     def stand_in(self, name: str, kept: Kept) -> None:
@@ -82,7 +82,7 @@ class Source:
         columns, split = kept.columns, self.run.splits[name]
         if columns is None or not columns.usable or name in self._real:
             return
-        self._real[name], self._stood_in = split.examples, True
+        self._real[name], self.stood_in = split.examples, True
         split.target_names = columns.targets
         split.examples = StandIns(
             split.examples, columns, kept.store, lambda ids: self.fetched(name, ids, host=True)

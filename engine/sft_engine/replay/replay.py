@@ -72,6 +72,11 @@ class Replay:
 
     # --- what the loop and evaluation call -------------------------------------------------------
 
+    @property
+    def asleep(self) -> bool:
+        """Whether every batch runs in full and is real, and nothing is to be planned."""
+        return self.keeping is None and not self._stale and not self._source.stood_in
+
     def follow(self) -> None:
         """Plan anew at the next batch, because what trains has changed, or what it is trained on."""
         self._drop()
