@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from sft_engine.errors import RecipeError
@@ -114,11 +114,20 @@ def _short_way(hook: pluggy.HookCaller) -> Caller | None:
 
 
 def _only(function: Callable[..., Any], names: Sequence[str]) -> Caller:
+    pick = _picker(names)
+
     def call(**arguments: Any) -> list[Any]:
-        answer = function(*[arguments[name] for name in names])
+        answer = function(*pick(arguments))
         return [] if answer is None else [answer]
 
     return call
+
+
+def _picker(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+    """Return what picks the arguments with these names; several of them faster than a loop does."""
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda arguments: [arguments[name] for name in names]
 
 
 def _around_core(hook: pluggy.HookCaller, core: Callable[[Run, Batch], None]) -> Caller:
@@ -139,15 +148,31 @@ def _wrapped(
     names: Sequence[str],
     inner: Callable[[Run, Batch], None],
 ) -> Callable[[Run, Batch], None]:
-    """Return a call of `inner` between the two halves of a wrapper, as `contextlib` would run it."""
-    around = contextlib.contextmanager(function)
+    """Return a call of `inner` between the two halves of a wrapper.
+
+    As `contextlib.contextmanager` would run it, at half its price.
+    """
 
     def call(run: Run, batch: Batch) -> None:
         arguments = {"run": run, "batch": batch}
-        with around(*[arguments[name] for name in names]):
+        halves = function(*[arguments[name] for name in names])
+        if next(halves, _NO_YIELD) is _NO_YIELD:
+            raise RuntimeError(f"`{function.__qualname__}` does not yield")
+        try:
             inner(run, batch)
+        except BaseException as error:
+            try:
+                halves.throw(error)
+            except StopIteration:
+                return
+            raise
+        for _ in halves:
+            raise RuntimeError(f"`{function.__qualname__}` yields more than once")
 
     return call
+
+
+_NO_YIELD = object()
 
 
 class _Implementations:
