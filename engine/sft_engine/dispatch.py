@@ -104,10 +104,10 @@ def _short_way(hook: pluggy.HookCaller) -> Caller | None:
         return hook
     if len(found) == 1:
         return _only(found[0].function, found[0].argnames)
-    calls = [(each.function, each.argnames) for each in reversed(found)]
+    calls = [(each.function, _picker(each.argnames)) for each in reversed(found)]
 
     def call(**arguments: Any) -> list[Any]:
-        answers = [function(*[arguments[name] for name in names]) for function, names in calls]
+        answers = [function(*pick(arguments)) for function, pick in calls]
         return [answer for answer in answers if answer is not None]
 
     return call
@@ -152,10 +152,10 @@ def _wrapped(
 
     As `contextlib.contextmanager` would run it, at half its price.
     """
+    pick = _picker(names)
 
     def call(run: Run, batch: Batch) -> None:
-        arguments = {"run": run, "batch": batch}
-        halves = function(*[arguments[name] for name in names])
+        halves = function(*pick({"run": run, "batch": batch}))
         if next(halves, _NO_YIELD) is _NO_YIELD:
             raise RuntimeError(f"`{function.__qualname__}` does not yield")
         try:
