@@ -119,6 +119,23 @@ def fingerprint(run: Run, cut: Cut, probe: Probe, weights: str, precision: str) 
     )
 
 
+def shared_key(run: Run, cut: Cut, weights: str, precision: str) -> str:
+    """Hash the same for the runs of a study, which differ in their training examples and seeds alone."""
+    components = [a.planned for a in run.active if a.planned.kind in ("backbone", "task", "data")]
+    return digest(
+        {
+            "weights": weights,
+            "kept": [[*leaf.name[0], leaf.name[1], leaf.first] for leaf in cut.kept],
+            "dtype": run.plan.train.replay_dtype,
+            "precision": precision,
+            "device": run.device.type,
+            "components": [f"{p.key} {p.entry.name} {p.options}" for p in components],
+            "data": [repr(run.plan.data.columns), run.plan.data.split_seed, run.plan.data.test],
+            "validation": run.plan.data.validation,
+        }
+    )
+
+
 class Watched:
     """Notices when frozen weights change though they must not.
 

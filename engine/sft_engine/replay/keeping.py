@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sft_engine.columns import row_numbers
 from sft_engine.feed import fetch
 from sft_engine.replay import decision
 from sft_engine.replay.check import values_of
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sft_engine.devices import Precision
     from sft_engine.flow import Batch, Run, Split
     from sft_engine.replay.cut import Cut
+    from sft_engine.replay.shared import SharedTrunk
     from sft_engine.replay.timing import Stopwatch
 
 Key = tuple[str, bool]
@@ -106,6 +108,8 @@ class Keeping:
         fingerprint: Of all that the activations depend on, but for the data.
         data: Content hash of each split.
         restored: Which examples were computed together before a resume, by split.
+        shared: What other runs of a study have computed; None for a run by itself.
+        shared_key: Of all that their activations depend on.
     """
 
     source: Source
@@ -114,7 +118,10 @@ class Keeping:
     fingerprint: str
     data: Mapping[str, str]
     restored: Mapping[str, dict[str, str]]
+    shared: SharedTrunk | None = None
+    shared_key: str = ""
     kept: dict[Key, Kept] = field(default_factory=dict)
+    _numbers: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def run(self) -> Run:
@@ -134,9 +141,11 @@ class Keeping:
         kept = self.kept.get((batch.split, training))
         if kept is None:
             kept = self._begin((batch.split, training), batch)
+        elif self.shared is not None:
+            self._take_over((batch.split, training), kept, batch.ids)
         groups = kept.store.to_compute(batch.ids)
         for group in groups:
-            self._fill(kept, batch, group, clock)
+            self._fill((batch.split, training), kept, batch, group, clock)
         if groups and kept.store.is_complete:
             self.source.stand_in(batch.split, kept)
         rows = kept.store.get(batch.ids, self.run.device)
@@ -146,7 +155,22 @@ class Keeping:
         clock.lap("fetch")
         return stubs
 
-    def _fill(self, kept: Kept, batch: Batch, group: list[int], clock: Stopwatch) -> None:
+    def _take_over(self, key: Key, kept: Kept, ids: Sequence[int]) -> None:
+        """Fill in what another run of the study has computed, in memory."""
+        if self.shared is None or kept.store.folder is not None or kept.store.is_complete:
+            return
+        numbers = self._rows_of(key[0])
+        self.shared.take((self.shared_key, *key), kept, ids, [numbers[i] for i in ids])
+        if kept.store.is_complete:
+            self.source.stand_in(key[0], kept)
+
+    def _rows_of(self, name: str) -> list[int]:
+        """Return the numbers of a split's rows in the source."""
+        if name not in self._numbers:
+            self._numbers[name] = row_numbers(self.run.splits[name].rows).tolist()
+        return self._numbers[name]
+
+    def _fill(self, key: Key, kept: Kept, batch: Batch, group: list[int], clock: Stopwatch) -> None:
         whole = group == batch.ids and not any(map(is_stand_in, batch.inputs.values()))
         part = batch if whole else self.source.fetched(batch.split, group)
         clock.lap("read")
@@ -156,6 +180,11 @@ class Keeping:
         kept.store.put(group, rows, lengths)
         if kept.columns is not None:
             kept.columns.put(part)
+        if self.shared is not None and kept.store.folder is None:
+            numbers = self._rows_of(key[0])
+            own, left_out = [numbers[i] for i in group], self.cut.stand_ins
+            described = part if left_out else None
+            self.shared.put((self.shared_key, *key), own, rows, lengths, described, left_out)
         clock.lap("keep")
 
     def _computed(self, batch: Batch) -> Rows:
@@ -200,6 +229,7 @@ class Keeping:
         if store.present.any():
             columns = None  # files of an earlier process have no targets with them
         kept = self.kept[key] = Kept(store, columns)
+        self._take_over(key, kept, range(len(split)))
         return kept
 
     def _expected_bytes(self, split: Split, layouts: list[Layout]) -> float:

@@ -23,6 +23,7 @@ from sft_engine.replay.decision import Amounts, Decision, Figures
 from sft_engine.replay.keeping import Keeping, Source
 from sft_engine.replay.liveness import find_cut
 from sft_engine.replay.probes import choose, probes
+from sft_engine.replay.shared import SharedTrunk, current
 from sft_engine.replay.stubs import installed
 from sft_engine.replay.timing import Stopwatch, least
 from sft_engine.replay.trace import Probe, Refused, pure, reason_of, same_draws, trace
@@ -55,6 +56,7 @@ class Replay:
     precision: Precision
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     keeping: Keeping | None = None
+    shared: SharedTrunk | None = field(default_factory=current)
     _source: Source = field(init=False)
     _stale: bool = True
     _trial: list[Figures] | None = None  # of micro-batches in which the frozen part ran
@@ -229,7 +231,14 @@ class Replay:
         own = groups[rank] if usable else {}
         self._admitted = dict(restored["admitted"][rank]) if usable else {}
         self.keeping = Keeping(
-            self._source, self.precision, cut, fingerprint, self.fingerprints, own
+            self._source,
+            self.precision,
+            cut,
+            fingerprint,
+            self.fingerprints,
+            own,
+            self.shared,
+            identity.shared_key(run, cut, weights, precision),
         )
         self._checked = None
 
@@ -268,7 +277,9 @@ class Replay:
         self._trial = None
         if decided.on:
             decided = Decision(on=True, line=f"{decided.line}; {self._described()}")
-        if run.is_main:
+        if self.shared is not None:
+            self.shared.decisions[identity.trainable_key(run)] = decided
+        elif run.is_main:
             decision.remember(identity.run_key(run), decided)
         self._settle(decided)
         if not decided.on:
@@ -280,6 +291,12 @@ class Replay:
         known = self._decisions.get(identity.trainable_key(run))
         if known is not None or run.plan.train.replay is True:
             return known
+        if self.shared is not None:
+            shared = self.shared.decisions.get(identity.trainable_key(run))
+            if shared is not None:
+                line = f"{shared.line}; decided in another run of the study"
+                self._settle(Decision(on=shared.on, line=line))
+            return shared
         found = decision.remembered(identity.run_key(run)) if run.is_main else None
         found = ranks.from_main(run.accelerator, found)
         if found is not None:
@@ -360,13 +377,15 @@ class Replay:
     def _is_served_in(self, keeping: Keeping, view: View, name: str) -> bool:
         """Say whether a view of a split is served: the plain one of a split that is looked at again."""
         run = self.run
-        if self._trial is not None or any((view.model, view.transform, view.perturb)):
+        plain = view.ids is None and not any((view.model, view.transform, view.perturb))
+        if self._trial is not None or not plain:
             return False
         if identity.bar_evaluation(run) or self._watched is None:
             return False
         if not self._admitted.get(name, True):
             return False
-        if (name, False) not in keeping.kept and run.clock.step >= run.clock.total_steps:
+        last = run.clock.step >= run.clock.total_steps and self.shared is None
+        if (name, False) not in keeping.kept and last:
             return False
         if not self._watched.unchanged:
             return False
