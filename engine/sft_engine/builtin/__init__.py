@@ -26,6 +26,10 @@ COMPONENTS: dict[str, dict[str, tuple[str, str]]] = {
             "tasks:ImageClassification",
             "One of many classes, or any of many labels, for an image.",
         ),
+        "audio-classification": (
+            "tasks:AudioClassification",
+            "One of many classes, or any of many labels, for a recording.",
+        ),
         "tabular-classification": (
             "tabular:TabularClassification",
             "One of many classes, or any of many labels, for a row of numbers.",
@@ -45,6 +49,7 @@ COMPONENTS: dict[str, dict[str, tuple[str, str]]] = {
         "hf-dataset": ("data:HfDataset", "A Hugging Face data set: hub id or local folder."),
         "function": ("data:Function", "What a Python function of yours returns."),
         "image-folder": ("image_data:ImageFolder", "A folder of images for each class."),
+        "audio-folder": ("audio_data:AudioFolder", "A folder of recordings for each class."),
         "arrays": ("image_data:Arrays", "Images and labels as arrays in numpy files (.npz)."),
     },
     "optimizer": {
@@ -92,7 +97,12 @@ COMPONENTS: dict[str, dict[str, tuple[str, str]]] = {
 """Kind, name, where it is in this package, and one line for lists."""
 
 
-CLASSIFICATION = ("text-classification", "image-classification", "tabular-classification")
+CLASSIFICATION = (
+    "text-classification",
+    "image-classification",
+    "audio-classification",
+    "tabular-classification",
+)
 REGRESSION = ("text-regression", "tabular-regression")
 """Tasks of ours that share metrics."""
 
@@ -103,6 +113,8 @@ def sft_register(catalog: Catalog) -> None:
     for kind, components in COMPONENTS.items():
         for name, (place, summary) in components.items():
             catalog.add(kind, name, f"sft_engine.builtin.{place}", summary)
+    anchor = "Looks at what the model could do before again and again: forgetting."
+    catalog.add("extension", "anchor", "sft_engine.diagnosis.anchor:Anchor", anchor)
 
 
 @hookimpl

@@ -129,6 +129,20 @@ class Classification:
                 f"{label_columns.show_names(self.names)}."
             )
 
+    @property
+    def weight(self) -> Tensor | None:
+        """One weight a class in the loss, float64 (classes,); None where all count the same."""
+        return self._weight
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Let the loss count classes by these weights, from the next batch on.
+
+        Args:
+            weight: One number a class, none below 0; with several labels, of the positive examples of each.
+        """
+        self._weight = weight.double()
+        self._weights.clear()
+
     def _balanced(self, encoded: Tensor) -> Tensor:
         if self.multi:
             return losses.balanced_pos_weights(encoded.sum(dim=0), len(encoded))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import logging
-import os
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,30 +12,17 @@ from zipfile import BadZipFile
 import numpy as np
 from annotated_types import Ge
 
+from sft_engine.builtin.class_folders import FILES, SPLIT_FOLDERS
 from sft_engine.builtin.readers import existing
-from sft_engine.columns import with_folder
 from sft_engine.errors import DataError, RecipeError
-from sft_engine.sentences import suggest
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from numpy.typing import NDArray
 
-SUFFIXES = frozenset(
-    ".avif .bmp .gif .jfif .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
-)
-"""How names of image files end, in lower case."""
-
-SPLIT_FOLDERS = frozenset(
-    "train training validation valid val dev eval development test testing".split()
-)
-"""Names of folders that hold a split, in lower case."""
-
-_SHOWN = 5
 _TOP = 255
 _PICTURE, _WITH_CHANNELS = 3, 4
 _UNREADABLE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, BadZipFile, zlib.error)
-_log = logging.getLogger("sft_engine")
 
 
 class ImageFolder:
@@ -62,15 +46,7 @@ class ImageFolder:
             DataError: no such folder, or no images in it.
             RecipeError: `path` names no folder.
         """
-        if not isinstance(self.path, str):
-            if not self.path:
-                raise RecipeError("data.path names no folder; give one, or one a split.")
-            return {split: _classes(_folder(path)) for split, path in self.path.items()}
-        folder = _folder(self.path)
-        splits = [each for each in _folders(folder) if each.name.lower() in SPLIT_FOLDERS]
-        if not splits:
-            return {"train": _classes(folder)}
-        return {each.name: _classes(each) for each in splits}
+        return FILES["image"].splits(self.path)
 
 
 def read_folder(path: str | Path, *, labels: bool = True) -> Dataset:
@@ -79,8 +55,7 @@ def read_folder(path: str | Path, *, labels: bool = True) -> Dataset:
     Raises:
         DataError: no such folder, or no images in it.
     """
-    folder = _folder(str(path))
-    return _classes(folder) if labels else _table(folder, list(image_files(folder)), None)
+    return FILES["image"].read(path, labels=labels)
 
 
 def image_files(folder: Path) -> Iterator[Path]:
@@ -88,84 +63,7 @@ def image_files(folder: Path) -> Iterator[Path]:
 
     Links to folders are followed, once each.
     """
-    ignored: Counter[str] = Counter()
-    for file in _files(folder, set()):
-        if file.suffix.lower() in SUFFIXES:
-            yield file
-        else:
-            ignored[file.suffix.lower() or file.name] += 1
-    if ignored:
-        kinds = ", ".join(f"{kind} {count}" for kind, count in ignored.most_common(_SHOWN))
-        _log.warning(
-            "[data] '%s': %d files left out, their names are not those of images (%s)",
-            folder,
-            ignored.total(),
-            kinds,
-        )
-
-
-def _files(folder: Path, seen: set[str]) -> Iterator[Path]:
-    real = os.path.realpath(folder)
-    if real in seen:
-        return
-    seen.add(real)
-    for each in sorted(folder.iterdir()):
-        if each.name.startswith("."):
-            continue
-        if each.is_dir():
-            yield from _files(each, seen)
-        else:
-            yield each
-
-
-def _folder(path: str) -> Path:
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise DataError(f"[data] path: '{path}' is a file; image-folder needs a folder of classes.")
-    relative = "" if folder.is_absolute() else f" (looked in {Path.cwd()})"
-    near = ""
-    if folder.parent.is_dir():
-        near = suggest(folder.name, (each.name for each in folder.parent.iterdir()))
-    raise DataError(
-        f"[data] path: there is no folder '{path}'{relative}; {near or 'correct data.path.'}"
-    )
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(
-        each for each in folder.iterdir() if each.is_dir() and not each.name.startswith(".")
-    )
-
-
-def _classes(folder: Path) -> Dataset:
-    files: list[Path] = []
-    labels: list[str] = []
-    for each in _folders(folder):
-        found = list(image_files(each))
-        if not found:
-            _log.warning("[data] '%s' holds no image: it is no class", each)
-        files += found
-        labels += [each.name] * len(found)
-    if not files:
-        beside = sum(each.suffix.lower() in SUFFIXES for each in folder.iterdir())
-        found_here = f"{beside} images" if beside else "no image"
-        raise DataError(
-            f"[data] path: '{folder}' has {found_here} and no folder with images; put each class in a "
-            f"folder of its own, '{folder.name}/CLASS/*.jpg'."
-        )
-    return _table(folder, files, labels)
-
-
-def _table(folder: Path, files: list[Path], labels: list[str] | None) -> Dataset:
-    from datasets import Dataset, Features, Value
-
-    columns = {"image": [file.relative_to(folder).as_posix() for file in files]}
-    if labels is not None:
-        columns["label"] = labels
-    features = Features({name: Value("string") for name in columns})
-    return with_folder(Dataset.from_dict(columns, features=features), folder)
+    return FILES["image"].files(folder)
 
 
 class Arrays:

@@ -88,6 +88,38 @@ class ImageClassification(Classification):
             )
 
 
+class AudioClassification(Classification):
+    """Give a recording one of many classes, or any of many labels.
+
+    Args:
+        labels: `single` for exactly one class a recording, `multi` for any number of labels.
+        class_weights: `none`, `balanced` (rare classes count more, by their number in training), or
+            one number a class; with `multi` a weight of each label's positive examples.
+        label_smoothing: Share of the target that is spread evenly over all classes.
+        separator: With `multi`, splits a string into labels, such as `;`; empty for one label.
+    """
+
+    inputs: ClassVar[Mapping[str, bool]] = {"audio": True}
+
+    def __init__(
+        self,
+        labels: Literal["single", "multi"] = "single",
+        class_weights: Literal["none", "balanced"] | list[float] = "none",
+        label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        separator: str = "",
+    ) -> None:
+        super().__init__(labels, class_weights, label_smoothing, separator)
+
+    def check(self) -> None:
+        """Raise RecipeError where the libraries that read recordings are not installed."""
+        missing = [name for name in ("soundfile", "scipy") if find_spec(name) is None]
+        if missing:
+            raise RecipeError(
+                f'[task] use = "audio-classification" needs {" and ".join(missing)}, which this Python '
+                "lacks: pip install 'sft-engine[audio]'."
+            )
+
+
 class TextRegression(Regression):
     """Predict one or several numbers for a text, or for a pair of texts.
 

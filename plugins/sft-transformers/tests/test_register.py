@@ -10,7 +10,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import sft_transformers
+from sft_transformers.audio import TransformersAudio
 from sft_transformers.backbone import Transformers
 
 HERE = Path(__file__).parents[1]
@@ -21,14 +24,15 @@ class Catalog(list):
         self.append(entry)
 
 
-def test_one_backbone_is_offered():
+def test_two_backbones_are_offered():
     catalog = Catalog()
     sft_transformers.sft_register(catalog)
-    ((kind, name, target, summary),) = catalog
-    module, _, attribute = target.partition(":")
-    assert (kind, name) == ("backbone", "transformers")
-    assert getattr(importlib.import_module(module), attribute) is Transformers
-    assert summary.endswith(".")
+    found = {}
+    for kind, name, target, summary in catalog:
+        module, _, attribute = target.partition(":")
+        assert (kind, summary[-1]) == ("backbone", ".")
+        found[name] = getattr(importlib.import_module(module), attribute)
+    assert found == {"transformers": Transformers, "transformers-audio": TransformersAudio}
 
 
 def test_registering_and_reading_options_import_nothing_heavy():
@@ -40,9 +44,10 @@ def test_registering_and_reading_options_import_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-def test_every_option_is_documented_and_literal():
-    parameters = inspect.signature(Transformers).parameters
-    documented = inspect.getdoc(Transformers).partition("Args:\n")[2]
+@pytest.mark.parametrize("backbone", [Transformers, TransformersAudio])
+def test_every_option_is_documented_and_literal(backbone):
+    parameters = inspect.signature(backbone).parameters
+    documented = inspect.getdoc(backbone).partition("Args:\n")[2]
     assert all(f"    {name}: " in documented for name in parameters)
     for name, parameter in parameters.items():
         assert name == "name" or ast.literal_eval(repr(parameter.default)) == parameter.default

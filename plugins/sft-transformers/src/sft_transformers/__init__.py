@@ -1,4 +1,4 @@
-"""Text backbones from the transformers library."""
+"""Text and audio backbones from the transformers library."""
 
 from __future__ import annotations
 
@@ -16,3 +16,17 @@ def sft_register(catalog: Any) -> None:
         "sft_transformers.backbone:Transformers",
         "Any text encoder or decoder that transformers can load.",
     )
+    catalog.add(
+        "backbone",
+        "transformers-audio",
+        "sft_transformers.audio:TransformersAudio",
+        "Any audio encoder that transformers can load: wav2vec 2.0, HuBERT, AST, Whisper.",
+    )
+
+
+@hookimpl
+def sft_check_recipe(recipe: Any) -> Any:
+    """Find a task that the backbone cannot do, before anything is loaded."""
+    from sft_transformers.tasks import problems
+
+    return list(problems(recipe))

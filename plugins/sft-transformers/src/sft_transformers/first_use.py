@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 from sft_engine import logits_of
 from sft_engine.first_use import Forward, first_use, probing
 
-__all__ = ["first_use", "retire_unused"]
+__all__ = ["as_buffers", "first_use", "retire_unused"]
 
 _log = logging.getLogger("sft_transformers")
 
@@ -31,6 +32,16 @@ def _role(name: str) -> str:
     return re.sub(r"\d+", "*", name)
 
 
+def as_buffers(model: nn.Module, names: Iterable[str]) -> None:
+    """Turn parameters into buffers of the same names; those that are tied to them too."""
+    gone = {id(model.get_parameter(name)) for name in names}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) in gone:
+                delattr(module, name)
+                module.register_buffer(name, parameter.detach())
+
+
 def retire_unused(model: nn.Module, forward: Forward) -> list[str]:
     """Turn parameters that the logits do not depend on into buffers, and return their names.
 
@@ -44,12 +55,7 @@ def retire_unused(model: nn.Module, forward: Forward) -> list[str]:
         # Reformer hides its blocks from the graph: only a backward pass is proof.
         trained = {_role(name) for name in _trained(model, forward)}
         unused = [n for n in unused if _role(n) not in trained]
-    gone = {id(model.get_parameter(name)) for name in unused}
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if id(parameter) in gone:
-                delattr(module, name)
-                module.register_buffer(name, parameter.detach())
+    as_buffers(model, unused)
     if unused:
         _log.debug("not trained, because the logits do not depend on them: %s", ", ".join(unused))
     return unused

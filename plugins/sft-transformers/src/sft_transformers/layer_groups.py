@@ -1,4 +1,4 @@
-"""Layer groups of any text model: embeddings, blocks, head, without code for one architecture."""
+"""Layer groups of any model: embeddings, blocks, head, without code for one architecture."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from sft_engine import LayerGroup
+
+FEATURES = "feature_encoder"
+"""Group of the convolutions that an audio model begins with: as a rule they stay as pretrained."""
+
+_NORMS = (nn.LayerNorm, nn.GroupNorm)
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,28 @@ def _layers(module: nn.Module) -> int:
     return sum(any(True for _ in m.parameters(recurse=False)) for m in module.modules())
 
 
+def _convolves(module: nn.Module) -> bool:
+    """Whether a module has convolutions and nothing else that mixes, as those that read a waveform."""
+    owners = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
+    return bool(owners) and all(isinstance(m, (nn.Conv1d, *_NORMS)) for m in owners)
+
+
+def _first_convolutions(model: nn.Module, positions: Mapping[str, int]) -> set[str]:
+    """Return the parameters of the list of convolutions that the model begins with, if it does."""
+    start = min(positions.values(), default=0)
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and _convolves(module):
+            names = {f"{path}.{name}" for name, _ in module.named_parameters()}
+            if min(positions[name] for name in names) == start:
+                return names
+    return set()
+
+
 def _is_stack(module: nn.Module) -> bool:
     """Whether a module is a list of blocks; a block is made of several layers."""
     elements = [element for _, element in _elements("", module)]
+    if _convolves(module):
+        return False
     if not elements or min(_layers(element) for element in elements) < 2:  # noqa: PLR2004 - several
         return False
     alike = len(elements) > 1 and len({type(element) for element in elements}) == 1
@@ -79,8 +103,8 @@ def _labels(blocks: list[_Block]) -> list[str]:
 def layer_groups(model: nn.Module, uses: Mapping[str, int]) -> list[LayerGroup]:
     """Return the layer groups in forward order; every parameter is in exactly one.
 
-    Blocks are the elements of the outermost lists of modules. What is used before the first block is
-    `embeddings`; what is used after the last one (final norm, pooler, classifier) is `head`; what is
+    Blocks are the elements of the outermost lists of modules. A list of convolutions that the model begins
+    with is `feature_encoder`. What else is used before the first block is `embeddings`; what is used after the last one (final norm, pooler, classifier) is `head`; what is
     used between two blocks joins the later one. A tied parameter belongs to its first user.
 
     Args:
@@ -96,11 +120,13 @@ def layer_groups(model: nn.Module, uses: Mapping[str, int]) -> list[LayerGroup]:
     found.sort(key=lambda item: min(positions[name] for name in item[1]))
     starts = [min(positions[name] for name in names) for _, names in found]
     ends = [max(positions[name] for name in names) for _, names in found]
+    features = _first_convolutions(model, positions)
     labels = ["embeddings", *_labels([block for block, _ in found]), "head"]
     owner = {name: index for index, (_, names) in enumerate(found, 1) for name in names}
-    groups: dict[str, list[str]] = {label: [] for label in labels}
+    groups: dict[str, list[str]] = {label: [] for label in (FEATURES, *labels)}
     for name, position in positions.items():
-        groups[labels[owner.get(name, _place(position, starts, ends))]].append(name)
+        label = labels[owner.get(name, _place(position, starts, ends))]
+        groups[FEATURES if name in features else label].append(name)
     return [LayerGroup(label, tuple(names)) for label, names in groups.items() if names]
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from sft_engine import RecipeError
 
 if TYPE_CHECKING:
     import torch
+
+_HEADS = ("classifier.", "projector.")
 
 _FEW = 4
 """Tokens besides the special ones in a vocabulary that transformers makes up; no real one is as small."""
@@ -147,6 +150,24 @@ class Source:
             raise none
         return tokenizer
 
+    def read_feature_extractor(self) -> Any:
+        """Read what makes a model's inputs of samples. Raises RecipeError if there is none."""
+        try:
+            # That of AST warns of its own filters, whatever one does.
+            with quiet(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                extractor = AutoFeatureExtractor.from_pretrained(  # type: ignore[no-untyped-call]
+                    self.place, **self.options
+                )
+        except Exception as error:
+            if self.folder and not (self.folder / "preprocessor_config.json").exists():
+                raise self.complain(
+                    "has no preprocessor_config.json: add the one that belongs to the model "
+                    "(feature_extractor.save_pretrained writes it into the folder)"
+                ) from error
+            raise self._explain(error, "preprocessor_config.json") from error
+        return extractor
+
     def _explain(self, error: Exception, part: str) -> RecipeError:
         said = reason(error)
         if "trust_remote_code" in str(error):
@@ -223,7 +244,8 @@ def _base_names(model: torch.nn.Module) -> set[str]:
     names = set(model.state_dict())
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     inside = {name for name in names if name.startswith(prefix)}
-    return inside or names
+    # That of Whisper's classifier has no prefix.
+    return inside or {name for name in names if not name.startswith(_HEADS)}
 
 
 def settle_padding(config: Any, tokenizer: Any, source: Source) -> None:
