@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from observers import COMPONENTS, RECIPES
+from safetensors.torch import load_file
 
-from sft_augmentations.rare import focal_sum
+from sft_augmentations.rare import binary_focal_sum, focal_sum
 from sft_engine import Batch, Interrupted, RecipeError
 from sft_engine.assemble import assemble
 from sft_engine.testing.runs import plan_recipe
 
 STRENGTH = {
     "balanced-sampler": ("power = 0.5", "power = 0"),
+    "class-weights": ("", "beta = 0"),
     "focal": ("", "gamma = 0"),
     "logit-adjustment": ("", "tau = 0"),
 }
@@ -40,13 +43,6 @@ def setup(tmp_path):
         return built
 
     return make
-
-
-@pytest.mark.parametrize("name", STRENGTH)
-def test_without_strength_it_is_not_there(carry_out, plain, name) -> None:
-    epoch = "train.epochs=1"
-    there = carry_out("number", table(name, STRENGTH[name][1]), overrides=[epoch])
-    assert there.fingerprint == plain("number", epoch)[0].fingerprint
 
 
 @pytest.mark.parametrize(
@@ -95,6 +91,88 @@ def test_focal_takes_the_place_of_the_loss(setup) -> None:
     torch.testing.assert_close(term.value, expected)
     assert (term.name, term.per) == (plain_term.name, plain_term.per) == ("task", "weight")
     assert term.value < plain_term.value
+
+
+@pytest.mark.parametrize("overrides", [[], MANY], ids=["single", "multi"])
+def test_weights_by_inverse_frequency_are_those_of_the_task(carry_out, overrides) -> None:
+    weighed = carry_out(
+        "number",
+        table("class-weights", 'method = "inverse"'),
+        overrides=overrides,
+        name="component",
+    )
+    task = carry_out(
+        "number", overrides=[*overrides, "task.class_weights='balanced'"], name="option"
+    )
+    plain = carry_out("number", overrides=overrides, name="plain")
+    assert weighed.fingerprint == task.fingerprint != plain.fingerprint
+
+
+@pytest.mark.parametrize("overrides", [[], MANY], ids=["single", "multi"])
+def test_weights_hold_beside_everything_else(carry_out, setup, overrides) -> None:
+    """Focal loss, adjusted logits and smoothed, mixed targets use them; a window in parts is the window."""
+    tables = [table(n) for n in ("logit-adjustment", "focal", "class-weights", "balanced-sampler")]
+    smooth = [*overrides, "task.label_smoothing=0.1"]
+    run = setup(*tables, overrides=smooth).run
+    weight = run.task.weight
+    assert weight is not None
+    logits = torch.randn(6, run.task.head.outputs)
+    soft = torch.rand(6, run.task.head.outputs)
+    batch = Batch({}, {"label": soft if overrides else soft.softmax(dim=1)}, list(range(6)))
+    offsets = next(a.component for a in run.active if a.key == "extension[0]").offsets(run)
+    loss_sum = binary_focal_sum if overrides else focal_sum
+    expected = loss_sum(logits + offsets.float(), batch.targets["label"], 2.0, weight, 0.1)
+    torch.testing.assert_close(run.task.loss(logits, batch).value, expected)
+    one, parts = (
+        carry_out(
+            "number",
+            *tables,
+            overrides=[*smooth, f"train.micro_batch_size={size}"],
+            name=f"size{size}",
+        )
+        for size in (16, 4)
+    )
+    first, second = (
+        load_file(each.folder / "model" / "model.safetensors") for each in (one, parts)
+    )
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tables", "overrides", "says"),
+    [
+        (
+            [table("class-weights")],
+            ["task.class_weights='balanced'"],
+            r"extension\[0\].*`class-weights` beside task.class_weights = 'balanced'",
+        ),
+        (
+            [table("class-weights")],
+            ["task.class_weights=[1, 2, 3]"],
+            r"beside task.class_weights = \[1, 2, 3\]: both weigh",
+        ),
+        ([table("class-weights")] * 2, [], r"extension\[1\].*is there twice"),
+        ([table("class-weights", "beta = 1")], [], r"extension\[0\].beta"),
+        ([table("class-weights", 'method = "root"')], [], r"extension\[0\].method"),
+    ],
+)
+def test_weights_are_said_once(tables, overrides, says) -> None:
+    with pytest.raises(RecipeError, match=says):
+        plan_recipe(RECIPES["number"] + "".join(tables), overrides, COMPONENTS)
+
+
+def test_tables_of_classes_are_recorded(carry_out) -> None:
+    """In metrics.jsonl, report.json and what is printed, for classes and for labels."""
+    for overrides, names in (([], "xyz"), (MANY, "pq")):
+        done = carry_out("number", overrides=overrides, name=names)
+        lines = map(json.loads, (done.folder / "metrics.jsonl").read_text().splitlines())
+        report = json.loads((done.folder / "report.json").read_text())["metrics"]
+        for record in [report, *(line for line in lines if line["kind"] == "evaluation")]:
+            assert record["balanced-accuracy"] == record["balanced-accuracy"]
+            for metric in ("precision", "recall", "f1", "support"):
+                assert {f"{metric}/{name}" for name in names} <= set(record)
+        assert sum(report[f"support/{name}"] for name in names) >= 8
 
 
 def test_adjusted_loss_is_cross_entropy_of_shifted_logits(setup) -> None:

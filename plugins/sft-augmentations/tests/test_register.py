@@ -49,6 +49,18 @@ def test_options_out_of_range_are_refused(entry) -> None:
             assert any(problem.key == option.name for problem in problems)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [entry for entry in load_plugins().catalog.entries() if entry.kind == "augmentation"],
+    ids=lambda entry: entry.name,
+)
+def test_every_augmentation_can_be_switched_off_near_the_end(entry) -> None:
+    """Those of other installed packages too."""
+    (until,) = [o for o in signature_of(entry.target).options if o.name == "until"]
+    assert until.default == 1.0
+    assert "Off" in until.help
+
+
 def test_the_example_names_what_there_is() -> None:
     recipe = load_recipe(Path(__file__).parents[1] / "example.toml")
     ours = [each for each in recipe.components if each.kind == "augmentation"]

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_augmentations import synonyms
 from sft_augmentations.paraphrases import Paraphrases, paraphrase, read_wordings
-from sft_augmentations.words import (
+from sft_engine import DataError
+from sft_engine.texts import synonyms
+from sft_engine.texts.words import (
     OPERATIONS,
     casing,
     delete_words,
@@ -23,7 +24,6 @@ from sft_augmentations.words import (
     swap_words,
     word_dropout,
 )
-from sft_engine import DataError
 
 WORDS = [f"w{i}" for i in range(5000)]
 TABLE = {"big": ("large",), "fast": ("quick", "rapid")}

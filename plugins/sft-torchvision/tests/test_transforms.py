@@ -224,3 +224,27 @@ def test_a_run_sees_the_same_images_however_it_is_cut(tmp_path):
     assert run_recipe(tmp_path / "parted", RECIPE, resume=True).fingerprint == whole.fingerprint
     other = run_recipe(tmp_path / "other", RECIPE, ["seeds.noise=7"])
     assert other.fingerprint != whole.fingerprint
+
+
+def test_it_is_off_from_an_epoch_on(tmp_path):
+    two = ["train.epochs=2"]
+    recipe = RECIPE.replace("steps = 4\n", "")
+    bare = recipe[: recipe.index("[[augmentation]]")] + recipe[recipe.index("[train]") :]
+    without = run_recipe(tmp_path / "without", bare, two)
+    until = {
+        share: run_recipe(
+            tmp_path / f"until{share}", recipe.replace("flip =", f"until = {share}\nflip ="), two
+        ).fingerprint
+        for share in (0.0, 0.5, 0.6, 1.0)
+    }
+    assert until[0.0] == without.fingerprint
+    assert len({until[0.0], until[0.5], until[1.0]}) == 3
+    assert until[0.6] == until[1.0]  # the second epoch begins before it
+
+
+def test_what_is_off_leaves_a_row_as_it_is():
+    component = ImageTransforms(until=0.5)
+    run = SimpleNamespace(clock=SimpleNamespace(step=6, window=0, total_steps=12))
+    component.sft_epoch_start(run)
+    given = row()
+    assert Transform(component, PIPELINE)(given, order.generator(0)) is given

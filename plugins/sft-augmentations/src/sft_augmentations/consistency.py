@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from sft_engine.builtin.losses import at_least_float32
 
 
 def jensen_shannon_sum(logits: Sequence[Tensor]) -> Tensor:
@@ -17,8 +20,8 @@ def jensen_shannon_sum(logits: Sequence[Tensor]) -> Tensor:
     Args:
         logits: k tensors (n, classes).
     """
-    logs = torch.stack([each.float().log_softmax(dim=1) for each in logits])
-    mean = logs.logsumexp(dim=0) - torch.tensor(float(len(logits))).log()
+    logs = torch.stack([at_least_float32(each).log_softmax(dim=1) for each in logits])
+    mean = logs.logsumexp(dim=0) - math.log(len(logits))
     divergence = torch.nn.functional.kl_div(
         mean.expand_as(logs), logs, reduction="sum", log_target=True
     )

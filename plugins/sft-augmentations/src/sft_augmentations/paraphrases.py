@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +32,18 @@ def read_wordings(path: str) -> dict[str, tuple[str, ...]]:
     Lines with the same text are joined.
 
     Raises:
+        DataError: as `read_entries`.
+    """
+    wordings: dict[str, list[str]] = {}
+    for text, others in read_entries(path):
+        wordings.setdefault(text, []).extend(others)
+    return {text: tuple(others) for text, others in wordings.items() if others}
+
+
+def read_entries(path: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield the text and the other wordings of each line of such a file.
+
+    Raises:
         DataError: no such file, or a line that is not of that form, with its number.
     """
     file = Path(path).expanduser()
@@ -41,14 +53,11 @@ def read_wordings(path: str) -> dict[str, tuple[str, ...]]:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise DataError(
             f"path = '{path}' of `paraphrases` cannot be read ({reason.lower()}); name a file with lines "
-            'such as {"text": "...", "alternatives": ["..."]}'
+            'such as {"text": "...", "alternatives": ["..."]}, or make one with `sft-engine back-translate`'
         ) from error
-    wordings: dict[str, list[str]] = {}
     for number, line in enumerate(lines, 1):
         if line.strip():
-            text, others = _entry(line, path, number)
-            wordings.setdefault(text, []).extend(others)
-    return {text: tuple(others) for text, others in wordings.items() if others}
+            yield _entry(line, path, number)
 
 
 def _entry(line: str, path: str, number: int) -> tuple[str, list[str]]:
@@ -69,6 +78,9 @@ def _entry(line: str, path: str, number: int) -> tuple[str, list[str]]:
 
 class Paraphrases(TextAugmentation):
     """Replace texts by other wordings of them, which a file gives.
+
+    `sft-engine back-translate RECIPE` makes such a file, by translation into another language and back; any
+    other tool may.
 
     Args:
         path: File with lines such as {"text": "...", "alternatives": ["...", "..."]}.

@@ -14,7 +14,7 @@ from torch.nn import functional
 from sft_augmentations.mixing import soft_targets
 from sft_augmentations.sampling import MASKED, prepared_labels
 from sft_engine import LossTerm, RecipeError, View, hookimpl, logits_of
-from sft_engine.builtin.losses import at_least_float32, balanced_pos_weights, balanced_weights
+from sft_engine.builtin.losses import at_least_float32
 
 if TYPE_CHECKING:
     from sft_engine import Batch, Run
@@ -122,16 +122,8 @@ class Focal:
 
 def class_weights(run: Run) -> Tensor | None:
     """Return the class weights of the run's task, or None if it has none."""
-    given: Any = getattr(run.task, "class_weights", "none")
-    if given == "none" or "train" not in run.splits:
-        return None
-    if not isinstance(given, str):
-        return torch.tensor(given, dtype=torch.float64)
-    label = torch.from_numpy(prepared_labels(run.splits["train"].rows))
-    if label.ndim > 1:
-        return balanced_pos_weights(label.sum(dim=0), len(label))
-    counts = torch.bincount(label[label != MASKED], minlength=run.task.head.outputs)
-    return balanced_weights(counts)
+    weight: Tensor | None = getattr(run.task, "weight", None)
+    return weight
 
 
 def require_classes(run: Run, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sft_engine import hookimpl
+from sft_engine import RecipeError, hookimpl
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,11 +44,16 @@ class RowAugmentation:
         return self.change(row, draws)
 
     @hookimpl
-    def sft_build_data(self, split: str, data: Split) -> None:
+    def sft_build_data(self, run: Run, split: str, data: Split) -> None:
         """Join the transforms of the training split."""
-        if split == "train" and self.effective:
+        if split != "train" or not self.effective:
+            return
+        try:
             self.prepare(data)
-            data.transforms.append(self.transform)
+        except RecipeError as error:
+            own = next(each.planned for each in run.active if each.component is self)
+            raise RecipeError(f"`{own.key}`, {own.name}: {error}") from error
+        data.transforms.append(self.transform)
 
     @hookimpl
     def sft_epoch_start(self, run: Run) -> None:

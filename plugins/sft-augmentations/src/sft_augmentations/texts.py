@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le, MinLen
 
-from sft_augmentations import synonyms as tables
-from sft_augmentations.characters import (
+from sft_augmentations.rows import RowAugmentation
+from sft_engine import RecipeError
+from sft_engine.texts import synonyms as tables
+from sft_engine.texts.characters import (
     ALPHABET,
     KINDS,
     Kind,
@@ -15,9 +17,7 @@ from sft_augmentations.characters import (
     character_noise,
     keyboard_typos,
 )
-from sft_augmentations.rows import RowAugmentation
-from sft_augmentations.words import OPERATIONS, STYLES, Operation, Style, casing, eda, word_dropout
-from sft_engine import RecipeError
+from sft_engine.texts.words import OPERATIONS, STYLES, Operation, Style, casing, eda, word_dropout
 
 if TYPE_CHECKING:
     import numpy as np

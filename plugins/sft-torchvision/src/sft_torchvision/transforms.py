@@ -43,6 +43,7 @@ class ImageTransforms:
         steps: Further transforms of torchvision.transforms.v2 in their order, each a table with `name`
             and its arguments, such as `{ name = "ColorJitter", brightness = 0.4 }`. They get the cropped
             image as uint8 tensor (channels, height, width).
+        until: Off in epochs that begin after this share of the run: images are then those of evaluation.
     """
 
     def __init__(
@@ -53,12 +54,15 @@ class ImageTransforms:
         crop: bool = True,
         flip: Annotated[float, Ge(0), Le(1)] = 0.5,
         steps: tuple[dict[str, Any], ...] = (),
+        until: Annotated[float, Ge(0), Le(1)] = 1.0,
     ) -> None:
         self.scale = scale
         self.ratio = ratio
         self.crop = crop
         self.flip = flip
         self.steps = steps
+        self.until = until
+        self.active = True
 
     def check(self) -> None:
         """Make sure that every step exists and takes its arguments. Raises RecipeError."""
@@ -85,8 +89,14 @@ class ImageTransforms:
                 '[[augmentation]] use = "image-transforms" changes images, and this backbone takes none: '
                 'choose a backbone of images, such as "timm", or leave it out.'
             )
-        if split not in ("validation", "test"):
+        if split not in ("validation", "test") and self.until > 0:
             data.transforms.append(Transform(self, pipeline))
+
+    @hookimpl
+    def sft_epoch_start(self, run: Run) -> None:
+        """Switch off in an epoch that begins at `until` or later; not in one: workers fetch ahead."""
+        clock = run.clock
+        self.active = (clock.step - clock.window) / clock.total_steps < self.until
 
 
 class Transform:
@@ -101,6 +111,7 @@ class Transform:
         from torchvision.transforms import InterpolationMode, v2
 
         self.pipeline = pipeline
+        self._options = options
         self._crop: Callable[[Any], Any] | None = None
         if options.crop:
             self._crop = v2.RandomResizedCrop(
@@ -121,6 +132,8 @@ class Transform:
         """
         import torch
 
+        if not self._options.active:
+            return row
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which would seed the GPUs as well.
             torch.default_generator.manual_seed(int(draws.integers(2**63)))

@@ -121,6 +121,24 @@ def word_dropout(text: str, rate: float, draws: Generator, token: str = "") -> s
     return text if changed == words else " ".join(changed)
 
 
+def synonym_swap(text: str, rate: float, draws: Generator, synonyms: Synonyms) -> str:
+    """Return the text with each word that has synonyms replaced by one with probability `rate`.
+
+    Case, punctuation and white space stay.
+    """
+    parts = re.split(r"(\s+)", text)
+    known = [place for place, word in enumerate(parts) if _bare(word) in synonyms]
+    hits = draws.random(len(known)) < rate
+    for place in (place for place, hit in zip(known, hits, strict=True) if hit):
+        parts[place] = _replaced(parts[place], draws, synonyms)
+    return "".join(parts)
+
+
+def in_place_of(word: str, synonyms: Synonyms) -> list[str]:
+    """Return the word with each of its synonyms in its place; case and punctuation stay."""
+    return [_with(word, other) for other in synonyms.get(_bare(word), ())]
+
+
 def casing(text: str, style: Style) -> str:
     """Return the text in small letters, in capitals, or with every word capitalised."""
     if style == "title":
@@ -136,11 +154,15 @@ def _bare(word: str) -> str:
 
 
 def _replaced(word: str, draws: Generator, synonyms: Synonyms) -> str:
+    others = synonyms[_bare(word)]
+    return _with(word, others[int(draws.integers(len(others)))])
+
+
+def _with(word: str, new: str) -> str:
+    """Put another word between the punctuation around a word, in its case."""
     match = _WORD.match(word)
     assert match is not None  # it matches anything
     before, bare, after = match.groups()
-    others = synonyms[bare.lower()]
-    new = others[int(draws.integers(len(others)))]
     if bare.isupper() and len(bare) > 1:
         new = new.upper()
     elif bare[:1].isupper():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_augmentations.characters import LAYOUTS, character_noise, keyboard_typos, neighbours
+from sft_engine.texts.characters import LAYOUTS, character_noise, keyboard_typos, neighbours
 
 TEXT = "the quick brown fox jumps over the lazy dog " * 200
 LETTERS = sum(letter.isalpha() for letter in TEXT)

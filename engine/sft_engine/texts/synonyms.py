@@ -1,4 +1,4 @@
-"""A small table of English synonyms, written for this package, and the reader of a user's own.
+"""A small table of English synonyms, written for this engine, and the reader of a user's own.
 
 Each line is a group of words that may stand for each other in most sentences. Groups never join words
 that a sentiment or a topic would tell apart: `good` and `excellent` are in different ones.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sft_engine import DataError
+from sft_engine.errors import DataError
 
 _GROUPS = """
 big, large
@@ -266,7 +266,7 @@ def parse(text: str) -> dict[str, tuple[str, ...]]:
 
 
 def builtin() -> dict[str, tuple[str, ...]]:
-    """Return the table of this package."""
+    """Return the table below, of some 200 groups of common English words."""
     return parse(_GROUPS)
 
 
