@@ -12,9 +12,9 @@ from sft_engine.testing.tiny import TinyNet, TinyText
 
 COMPONENTS = {
     ("backbone", "test/normed"): "freezing_parts:Normed",
-    ("backbone", "test/quietnormed"): "freezing_parts:QuietNormed",
     ("extension", "test/watch"): "freezing_parts:Watch",
     ("extension", "test/note"): "freezing_parts:Note",
+    ("extension", "test/end"): "freezing_parts:End",
     ("extension", "test/frozenbelow"): "freezing_parts:FrozenBelow",
 }
 
@@ -46,16 +46,6 @@ class Normed(TinyText):
 
     def build(self, task):
         return NormedNet(self.width, self.depth, task.head.outputs, 0.5)
-
-
-class QuietNormed(Normed):
-    """The same in float64 and without dropout, whose draws are of a micro-batch."""
-
-    def build(self, task):
-        net = NormedNet(self.width, self.depth, task.head.outputs, 0.5).double()
-        for block in net.blocks:
-            block[2].p = 0.0
-        return net
 
 
 class Watch:
@@ -111,6 +101,16 @@ class Note:
     @hookimpl
     def sft_step_end(self, run):
         Note.steps[-1]["after"] = clone(dict(run.model.named_parameters()))
+
+
+class End:
+    """Keeps the run as it has ended."""
+
+    run: ClassVar = None
+
+    @hookimpl
+    def sft_teardown(self, run):
+        End.run = run
 
 
 class FrozenBelow:

@@ -1,4 +1,7 @@
-"""What holds for every component of sft-freezing: timetable, accumulation, resume, replay, absence."""
+"""What holds for every component of sft-freezing alone: timetable, replay, all rates together.
+
+Accumulation, resume, absence, processes and pairs are claims of tests/methods, for these too.
+"""
 
 from __future__ import annotations
 
@@ -44,18 +47,6 @@ CASES = {
     "auto-rgn": "",
     "bn-freeze": "",
 }
-ABSENT = {
-    "frozen": 'keep = ["*"]',
-    "gradual-unfreezing": "first = 4\nrewarm = 3",
-    "lp-ft": "until = 0.0\nrewarm = 3",
-    "surgical": 'train = "*"',
-    "progressive-freezing": "first = 1.0",
-    "layer-decay": "decay = 1.0",
-    "discriminative": "lowest = 1.0",
-    "auto-rgn": "power = 0.0",
-}
-"""Options that train the whole model at the plain rate. A chain has no such options, and bn-freeze, which
-needs another model, is in test_batch_norm."""
 
 
 def table(name, options):
@@ -214,45 +205,6 @@ def test_what_validation_has_said_survives_a_resume(tmp_path):
 # --- exactness -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "bn-freeze"])
-def test_accumulation_changes_nothing(tmp_path, whole, name):
-    """A window of 16 in one piece, and in four."""
-    parts = trained(tmp_path / "parts", text_of(name), ["train.micro_batch_size=4"])
-    assert difference(parts, whole(name)) < 1e-11
-
-
-def test_accumulation_changes_nothing_of_frozen_batch_norm(tmp_path, whole):
-    """With statistics that stay, an example is no longer normalised by its neighbours."""
-    quiet = ["train.micro_batch_size=4"]
-    text = text_of("bn-freeze").replace('"test/normed"', '"test/quietnormed"')
-    one = trained(tmp_path / "one", text)
-    assert difference(trained(tmp_path / "parts", text, quiet), one) < 1e-11
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_a_resumed_run_ends_bit_equal(tmp_path, whole, name):
-    """Interrupted in mid-epoch, after the first thaws and freezes."""
-    folder = tmp_path / "run"
-    with pytest.raises(Interrupted):
-        trained(folder, text_of(name), stop_after=7)
-    torch.manual_seed(1)  # a fresh process has another state
-    resumed = trained(folder, text_of(name), resume=True)
-    assert resumed.fingerprint == whole(name).fingerprint
-    assert difference(resumed, whole(name)) == 0
-
-
-@pytest.mark.parametrize("name", ABSENT)
-def test_the_whole_model_at_the_plain_rate_is_absence_bit_for_bit(tmp_path, whole, name):
-    absent = trained(tmp_path / "run", NOTED + table(name, ABSENT[name]))
-    assert difference(absent, whole("")) == 0
-
-
-@pytest.mark.parametrize("name", [name for name in CASES if name != "bn-freeze"])
-def test_it_does_something(whole, name):
-    """Otherwise the tests above would hold for nothing."""
-    assert difference(whole(name), whole("")) > 1e-7
-
-
 REPLAYED = {
     "frozen": [0],
     "gradual-unfreezing": [0, 3, 6],
@@ -306,13 +258,6 @@ def test_schedules_go_with_all_rates(tmp_path, schedule):
     with pytest.raises(Interrupted):
         trained(folder, text, stop_after=7)
     assert trained(folder, text, resume=True).fingerprint == one.fingerprint
-
-
-def test_bf16_runs(tmp_path):
-    text = text_of("bn-freeze") + table(FAST, "rewarm = 2") + table("auto-rgn", "")
-    outcome = trained(tmp_path / "run", text, ["train.precision=bf16"])
-    weights = load_file(outcome.folder / "model/model.safetensors")
-    assert all(weight.isfinite().all() for weight in weights.values())
 
 
 @pytest.mark.parametrize(

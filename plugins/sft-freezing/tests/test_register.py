@@ -24,9 +24,10 @@ def test_what_is_offered():
     sft_freezing.sft_register(catalog)
     found = {name: (kind, target) for kind, name, target, _ in catalog}
     assert found["frozen"] == ("freezing", "sft_freezing.frozen:Frozen")
-    assert {name for name, (kind, _) in found.items() if kind == "freezing"} == set(
-        sft_freezing.SCHEDULES
-    )
+    assert {name for name, (kind, _) in found.items() if kind == "freezing"} == {
+        *sft_freezing.SCHEDULES,
+        *sft_freezing.ADAPTERS,
+    }
     assert {name for name, (kind, _) in found.items() if kind == "extension"} == set(
         sft_freezing.RATES
     )
@@ -38,10 +39,11 @@ def test_what_is_offered():
 def test_registering_and_reading_options_import_nothing_heavy():
     code = (
         "import sys, importlib, sft_freezing as p\n"
-        "for target, _ in [*p.SCHEDULES.values(), *p.RATES.values()]:\n"
+        "for target, _ in [*p.SCHEDULES.values(), *p.ADAPTERS.values(), *p.RATES.values()]:\n"
         "    module, _, name = target.partition(':')\n"
-        "    getattr(importlib.import_module('sft_freezing.' + module), name)()\n"
-        "print([m for m in ('torch', 'datasets', 'numpy') if m in sys.modules])"
+        "    options = {'method': 'loha'} if name == 'Peft' else {}\n"
+        "    getattr(importlib.import_module('sft_freezing.' + module), name)(**options)\n"
+        "print([m for m in ('torch', 'datasets', 'numpy', 'peft') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

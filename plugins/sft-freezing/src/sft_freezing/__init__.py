@@ -27,7 +27,21 @@ SCHEDULES = {
         "Layer groups freeze from the input on as the run goes on (FreezeOut).",
     ),
 }
-"""Target and summary of each freezing component."""
+"""Target and summary of each freezing schedule."""
+
+ADAPTERS = {
+    "lora": ("adapters:LoRA", "Low-rank changes of frozen weights, and the head (LoRA, DoRA)."),
+    "adalora": (
+        "adalora:AdaLoRA",
+        "Low-rank changes whose ranks go to the layers that need them (AdaLoRA).",
+    ),
+    "ia3": ("adapters:IA3", "Factors on activations of a frozen model, and the head."),
+    "peft": (
+        "adapters:Peft",
+        "Another method of PEFT by its name: LoHa, LoKr, OFT, VeRA and so on.",
+    ),
+}
+"""Target and summary of each freezing component that adds weights, which needs the library peft."""
 
 RATES = {
     "layer-decay": ("rates:LayerDecay", "Learning rates fall from the head down."),
@@ -47,7 +61,7 @@ RATES = {
 @hookimpl
 def sft_register(catalog: Any) -> None:
     """Offer the components; nothing heavy is imported before a run needs it."""
-    for kind, components in (("freezing", SCHEDULES), ("extension", RATES)):
+    for kind, components in (("freezing", SCHEDULES | ADAPTERS), ("extension", RATES)):
         for name, (target, summary) in components.items():
             catalog.add(kind, name, f"sft_freezing.{target}", summary)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sft_engine import Problem
+from sft_freezing.methods import adapter_problems
 from sft_freezing.phases import unknown_phases
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from unknown_phases(recipe)
     yield from _twice(recipe)
     yield from _idle_patience(recipe)
+    yield from adapter_problems(recipe)
 
 
 def _twice(recipe: Recipe) -> Iterator[Problem]:
