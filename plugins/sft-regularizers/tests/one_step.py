@@ -62,9 +62,13 @@ class Seen:
 class Spy:
     """Takes notes. It stands first in the recipe, so others' changes of the start come before it."""
 
+    @hookimpl
+    def sft_build_model(self, run):
+        SEEN.append(Seen(run=run))
+
     @hookimpl(trylast=True)
     def sft_setup(self, run):
-        SEEN.append(Seen(run=run, start=copy.deepcopy(run.model)))
+        SEEN[-1].start = copy.deepcopy(run.model)
 
     @hookimpl
     def sft_batch(self, run, batch):

@@ -312,7 +312,7 @@ def test_a_teacher_out_of_a_run(seen):
     )
     loss = 0.7 * functional.cross_entropy(out, labels) + 0.3 * 16 * kl
     assert run.step(gradients_of(run.start, loss)) < EXACT
-    with pytest.raises(RecipeError, match='`teacher`: found "nowhere", where there is no folder'):
+    with pytest.raises(RecipeError, match=r'`teacher`: found "nowhere": there `.*` is not trained'):
         seen(use("distillation", teacher="nowhere"))
 
 
@@ -340,6 +340,16 @@ def test_bss_reads_what_goes_into_the_head(seen):
     values = torch.linalg.eigvalsh(caught[0].T @ caught[0])[:2].sum()
     loss = functional.cross_entropy(out, labels) + 0.5 * values
     assert run.step(gradients_of(run.start, loss)) < 1e-12
+
+
+@pytest.mark.parametrize(("name", "term"), [("lwf", "loss/lwf"), ("bss", "loss/bss")])
+def test_features_below_a_frozen_head_are_heard(seen, name, term):
+    """A frozen head is in evaluation mode; the blocks below it train."""
+    below = '[freezing]\nuse = "frozen"\nkeep = ["block.*"]\n'
+    run = seen(below + use(name), ["train.steps=2", "optimizer.lr=1.0", "train.replay=false"])
+    assert torch.equal(run.end["head.weight"], run.start.head.weight)
+    records = [r for r in run.records if r["kind"] == "train"]
+    assert records[1][term] > 0
 
 
 def test_child_tuning_d_moves_the_weights_that_matter_and_the_head(seen):

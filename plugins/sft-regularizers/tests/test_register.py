@@ -34,7 +34,7 @@ def test_checking_a_recipe_imports_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "False", done.stderr
-    assert len(COMPONENTS) == 30
+    assert len(COMPONENTS) == 34
 
 
 def guarded(folder, steps, factor, **options):

@@ -15,8 +15,14 @@ COMPONENTS = {
     "l2-sp": ("towards_start:L2SP", "Pull weights to the pretrained ones, the head to zero."),
     "l2-sp-fisher": ("towards_start:L2SPFisher", "L2-SP weighted by Fisher information."),
     "ewc": ("towards_start:EWC", "Hold weights that the start's answers depend on."),
+    "delta": ("delta:Delta", "Keep feature maps near those of the start."),
     "bss": ("bss:BSS", "Shrink the smallest singular values of the features."),
     "lwf": ("targets:LwF", "The old head on new features answers as it did."),
+    "dropout": ("dropouts:Dropout", "Other shares of dropout than the model comes with."),
+    "drop-path": (
+        "dropouts:DropPathOverride",
+        "Another stochastic depth than the model comes with.",
+    ),
     "mixout": ("mixout:Mixout", "Random input neurons as they were before training."),
     "r-drop": ("consistency:RDrop", "Two dropout passes shall agree."),
     "r3f": ("consistency:R3F", "Answers with and without embedding noise shall agree."),
@@ -29,6 +35,7 @@ COMPONENTS = {
     "re-init": ("before_training:ReInit", "New top layers before training."),
     "child-tuning": ("gradient_edits:ChildTuning", "Only a part of the weights has a gradient."),
     "gradient-noise": ("gradient_edits:GradientNoise", "Annealed noise on the gradient."),
+    "label-smoothing": ("targets:LabelSmoothing", "Targets that are less sure."),
     "confidence-penalty": ("targets:ConfidencePenalty", "Reward answers that are less sure."),
     "distillation": ("targets:Distillation", "Learn a teacher's probabilities too."),
     "sam": ("sharpness:Sam", "The gradient at the worst point near the weights."),
@@ -53,3 +60,11 @@ def sft_register(catalog: Any) -> None:
 def sft_check_recipe(recipe: Any) -> Any:
     """Name components that exclude each other, or what they need elsewhere in the recipe."""
     return list(conflicts(recipe.tables))
+
+
+@hookimpl
+def sft_cli(group: Any) -> None:
+    """Add `soup`, the mean of several runs' weights."""
+    from sft_regularizers.soup_command import command
+
+    group.add_command(command, "soup")

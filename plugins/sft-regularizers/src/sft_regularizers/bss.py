@@ -48,6 +48,7 @@ class BSS:
         per_micro_batch: bool = False,  # noqa: FBT001, FBT002  an option of a recipe
     ) -> None:
         self.strength, self.k, self.per_micro_batch = strength, k, per_micro_batch
+        self._head: nn.Linear | None = None
         self._features = torch.empty(0)
 
     @hookimpl
@@ -61,10 +62,12 @@ class BSS:
                 f"{run.accelerator.num_processes} processes with a part each: use one process, or set "
                 "`per_micro_batch = true`"
             )
-        last_linear(run, "bss").register_forward_pre_hook(self._listen)
+        self._head = last_linear(run, "bss")
+        self._head.register_forward_pre_hook(self._listen)
 
     def _listen(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if layer.training:
+        # Not by `layer.training`: a frozen head is in evaluation mode, and what is below it trains.
+        if layer is self._head and torch.is_grad_enabled():
             self._features = inputs[0]
 
     @hookimpl(tryfirst=True)

@@ -13,7 +13,7 @@ AGAIN = ("sam", "asam", "fgm")
 RESULT = ("ema", "swa", "lawa", "wise-ft")
 """Replace the last weights at the end of training."""
 
-AT_ONCE = ("freelb", "neftune", "lwf", "bss", "mixout")
+AT_ONCE = ("freelb", "neftune", "lwf", "bss", "delta", "mixout")
 """Listen or change something inside the model, which a compiled model does not notice."""
 
 PULLING = ("l2-sp", "l2-sp-fisher")
@@ -37,6 +37,7 @@ def conflicts(tables: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _best(results, tables.get("checkpoint", {}))
     yield from _parts(uses, tables.get("train", {}))
     yield from _decay(uses, tables.get("optimizer", {}))
+    yield from _smoothing(uses, tables.get("task", {}))
     if tables.get("train", {}).get("compile"):
         for index, use, _ in uses:
             if use in AT_ONCE:
@@ -96,3 +97,16 @@ def _decay(uses: Uses, optimizer: Mapping[str, Any]) -> Iterator[Problem]:
                 f"found {decay:g}, which pulls to zero the weights that {use} pulls elsewhere",
                 f'set it to 0, or `weight_decay` of regularizer[{index}] to "off" or "keep"',
             )
+
+
+def _smoothing(uses: Uses, task: Mapping[str, Any]) -> Iterator[Problem]:
+    """Targets are smoothed once: by one component, or by the task."""
+    smoothing = [(i, use, t) for i, use, t in uses if use == "label-smoothing"]
+    yield from _one_of(smoothing, "both smooth the targets")
+    if smoothing and task.get("label_smoothing"):
+        yield Problem(
+            f"regularizer[{smoothing[0][0]}]",
+            f"label-smoothing beside `task.label_smoothing` = {task['label_smoothing']:g}: both smooth the "
+            "targets",
+            "leave one out",
+        )

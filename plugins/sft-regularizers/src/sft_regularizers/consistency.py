@@ -66,6 +66,7 @@ class R3F:
     """
 
     capabilities = Capabilities(second_forward=True)
+    name = "r3f"
 
     def __init__(
         self,
@@ -79,7 +80,7 @@ class R3F:
     @hookimpl
     def sft_setup(self, run: Run) -> None:
         """Find the embeddings."""
-        self._embeddings = input_embeddings(run.model, "r3f")
+        self._embeddings = input_embeddings(run.model, self.name)
 
     @hookimpl
     def sft_loss_terms(self, run: Run, batch: Batch, outputs: Any) -> Iterator[LossTerm]:
@@ -88,13 +89,13 @@ class R3F:
             return
 
         def noisy(embedded: Tensor) -> Tensor:
-            draws = example_noise(run, batch, "r3f", embedded.shape[1:], self.noise)
+            draws = example_noise(run, batch, self.name, embedded.shape[1:], self.noise)
             return embedded.detach() + self.epsilon * draws.to(embedded.dtype)
 
         with changed(self._embeddings, noisy), frozen_statistics(run.model):
             again = logits_again(run, batch)
         apart = symmetric_kl(again, logits_of(outputs), run.task.head.kind)
-        yield LossTerm("r3f", sum_over_items(apart, batch), self.strength)
+        yield LossTerm(self.name, sum_over_items(apart, batch), self.strength)
 
 
 @torch.no_grad()
@@ -115,6 +116,8 @@ class R4F(R3F):
         noise: `uniform` between -epsilon and epsilon, or `normal` with that standard deviation.
         spectral: Whether the head is normalized; without it, this is R3F.
     """
+
+    name = "r4f"
 
     def __init__(
         self,

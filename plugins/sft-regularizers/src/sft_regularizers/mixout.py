@@ -11,7 +11,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sft_engine import hookimpl, order
+from sft_engine import RecipeError, hookimpl, order
 from sft_regularizers.selection import beside, matching, snapshot
 
 if TYPE_CHECKING:
@@ -88,6 +88,11 @@ class Mixout:
             for name, module in run.model.named_modules()
             if isinstance(module, nn.Linear) and f"{name}.weight" in names
         }
+        if not self._layers:
+            raise RecipeError(
+                f"mixout changes linear layers, and {type(run.model).__name__} has none "
+                f"{'that match `only`' if self.only else 'below the head'}: leave mixout out"
+            )
         weights = {name: layer.weight for name, layer in self._layers.items()}
         self._start = beside(self._start or snapshot(weights), weights)
         for name, layer in self._layers.items():

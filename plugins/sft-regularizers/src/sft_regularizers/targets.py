@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sft_engine import LossTerm, RecipeError, hookimpl, logits_of
+from sft_engine import Capabilities, LossTerm, RecipeError, hookimpl, logits_of
 from sft_regularizers.answers import entropy, kl_at_temperature, sum_over_items
-from sft_regularizers.selection import beside, last_linear
+from sft_regularizers.selection import last_linear
+from sft_regularizers.teachers import START, Teacher
 
 if TYPE_CHECKING:
     from sft_engine import Batch, Run
-
-START = "start"
 
 
 class ConfidencePenalty:
@@ -51,63 +48,51 @@ class ConfidencePenalty:
             yield LossTerm("confidence-penalty", -sum_over_items(each, batch), self.strength)
 
 
-class Teacher:
-    """A model that does not train: the start of this run, or what an earlier run has left."""
+class LabelSmoothing:
+    """Spread a share of each target evenly over all classes.
 
-    def __init__(self) -> None:
-        self.model: nn.Module | None = None
-        self._loaded: dict[str, Tensor] = {}
+    Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision", section 7. Another
+    way to say `task.label_smoothing`, of which a recipe has one: class weights, focal loss and mixed
+    targets see it as they see that.
 
-    def attach(self, run: Run, source: str) -> None:
-        """Build the teacher; the start of this run is taken from the checkpoint, if there is one."""
-        model = copy.deepcopy(run.model) if source == START else _model_of(run, source)
-        self.model = model.to(run.device).requires_grad_(False).eval()  # noqa: FBT003
-        if self._loaded:
-            self.model.load_state_dict(beside(self._loaded, self.model.state_dict()))
-
-    def answer(self, run: Run, batch: Batch) -> Tensor:
-        """Return the teacher's logits."""
-        with torch.no_grad():
-            return logits_of(run.backbone.forward(self.model, batch.inputs))  # type: ignore[arg-type]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the weights of the teacher."""
-        return {"teacher": {} if self.model is None else self.model.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them back."""
-        if self.model is None:  # else nothing has changed them
-            self._loaded = dict(state["teacher"])
-
-
-def _model_of(run: Run, folder: str) -> nn.Module:
-    """Build the model of a finished run with a second backbone of the same kind as this run's.
-
-    Raises:
-        RecipeError: there is none, or its outputs are not those of this run's task.
+    Args:
+        strength: The share.
     """
-    saved = Path(folder) / "model"
-    if not saved.is_dir():
-        raise RecipeError(
-            f'`teacher`: found "{folder}", where there is no folder `model`; allowed: "start", or the '
-            "folder of a finished run"
-        )
-    planned = next(a.planned for a in run.active if a.planned.kind == "backbone")
-    backbone: Any = planned.build()
-    backbone.open(lambda _: str(saved))
-    model: nn.Module = backbone.build(run.task)
-    return model
+
+    capabilities = Capabilities(replayable=True)
+
+    def __init__(self, strength: Annotated[float, Ge(0), Lt(1)] = 0.1) -> None:
+        self.strength = strength
+
+    @hookimpl
+    def sft_build_data(self, run: Run, split: str) -> None:
+        """Tell the task, before anything asks it for its loss.
+
+        Raises:
+            RecipeError: it has no classes.
+        """
+        if split != "train" or not self.strength:
+            return
+        task: Any = run.task
+        if task.head.kind == "regression" or not hasattr(task, "label_smoothing"):
+            raise RecipeError(
+                f"label-smoothing needs classes, and the task {type(task).__name__} predicts other "
+                "values: leave it out"
+            )
+        task.label_smoothing = self.strength
 
 
 class Distillation:
     """Learn from a teacher's probabilities as well as from the labels.
 
     The objective is `(1 - alpha) * task + alpha * T^2 * KL(teacher, student)`, both at temperature T
-    (Hinton, Vinyals, Dean 2015). The teacher sees the same inputs, so it needs the same preprocessing.
+    (Hinton, Vinyals, Dean 2015). A teacher whose preprocessing is that of `[backbone]` sees the same
+    inputs, augmentations included; any other reads the same examples as they are in the data.
 
     Args:
-        teacher: `start` for the model that this run begins with, or the folder of a finished run with the
-            same backbone and classes.
+        teacher: `start` for the model that this run begins with, the folder of a finished run on the
+            same classes, or what `backbone.name` may be (hub id, local folder, a plugin's name), with a
+            trained head for them.
         alpha: Share of the teacher in the objective.
         temperature: Of both probabilities.
     """
@@ -164,6 +149,7 @@ class LwF:
     ) -> None:
         self.strength, self.temperature = strength, temperature
         self._teacher = Teacher()
+        self._head: nn.Linear | None = None
         self._old_head: nn.Linear | None = None
         self._features = torch.empty(0)
 
@@ -177,6 +163,7 @@ class LwF:
         head = last_linear(run, "lwf")
         name = next(n for n, m in run.model.named_modules() if m is head)
         self._old_head = self._teacher.model.get_submodule(name)  # type: ignore[assignment]
+        self._head = head
         head.register_forward_pre_hook(self._listen)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LwF:
@@ -184,7 +171,8 @@ class LwF:
         return self
 
     def _listen(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if layer.training:
+        # Not by `layer.training`: a frozen head is in evaluation mode, and what is below it trains.
+        if layer is self._head and torch.is_grad_enabled():
             self._features = inputs[0]
 
     @hookimpl(tryfirst=True)
