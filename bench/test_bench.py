@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from bench import frozen, overhead, paired, vision, vision_variants
+from bench import frozen, overhead, paired, step_cost, vision, vision_variants
 from bench.measurement import Result, Timer, readable
 from bench.overhead_variants import Variant, by_hand, loader_of
 from bench.overhead_work import OverheadWork
@@ -216,3 +216,15 @@ def test_frozen_variants_do_the_same_work(
 def test_articles_features_are_others() -> None:
     with pytest.raises(SystemExit, match="leaves the trunk in training mode"):
         frozen.check("article", seed=0)
+
+
+def test_runs_that_take_turns_end_in_a_ratio(capsys: pytest.CaptureFixture[str]) -> None:
+    found = step_cost.measure_all(["sam", "mixup"], rounds=2, steps=1, kinds=["table"])
+    assert list(found["table"]) == ["sam", "mixup"]
+    assert found["table"]["sam"]["ratio"]["median"] > 0
+    assert capsys.readouterr().out.count("| table |") == 2
+
+
+def test_every_component_of_the_shelf_can_be_measured() -> None:
+    tables = step_cost.tables_of(step_cost.known_plugins())
+    assert {"l2-sp", "frozen", "keyboard-typos", "focal"} <= set(tables)
