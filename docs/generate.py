@@ -204,8 +204,23 @@ def _toml(value: object) -> str:
 
 
 def commands_page() -> str:
-    """Return the command line's reference: the help of each verb."""
-    return "\n\n".join(["# Command line", *_helps(cli, "sft-engine")])
+    """Return the command line's reference: the help of each verb, those of our plugins last."""
+    parts = ["# Command line", *_helps(cli, "sft-engine")]
+    for name, (command, owner) in _plugin_verbs().items():
+        parts += [f"## {name}", f"*({owner})*", *_helps(command, f"sft-engine {name}")]
+    return "\n\n".join(parts)
+
+
+def _plugin_verbs() -> dict[str, tuple[click.Command, str]]:
+    """Return the verbs of this repository's plugins, with the distribution of each."""
+    found: dict[str, tuple[click.Command, str]] = {}
+    own = _own_distributions()
+    for loaded in load_plugins().loaded:
+        if loaded.distribution in own and hasattr(loaded.plugin, "sft_cli"):
+            group = click.Group()
+            loaded.plugin.sft_cli(group)
+            found |= {name: (each, loaded.distribution) for name, each in group.commands.items()}
+    return dict(sorted(found.items()))
 
 
 def _helps(command: click.Command, path: str) -> Iterator[str]:

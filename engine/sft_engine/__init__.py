@@ -29,13 +29,17 @@ if TYPE_CHECKING:
     from sft_engine.proof import verify_resume
     from sft_engine.recipe import Problem, Recipe, load_recipe
     from sft_engine.verbs import (
+        compare,
+        diagnose,
         evaluate,
         export,
         groups,
         lr_find,
         predict,
+        report,
         resume,
         run,
+        stability,
         tune,
     )
 
@@ -57,13 +61,17 @@ _LAZY = {
     "Split": "flow",
     "Verdict": "flow",
     "View": "flow",
+    "compare": "verbs",
+    "diagnose": "verbs",
     "evaluate": "verbs",
     "export": "verbs",
     "groups": "verbs",
     "lr_find": "verbs",
     "predict": "verbs",
+    "report": "verbs",
     "resume": "verbs",
     "run": "verbs",
+    "stability": "verbs",
     "tune": "verbs",
     "verify_resume": "proof",
 }
@@ -91,6 +99,8 @@ __all__ = [
     "Split",
     "Verdict",
     "View",
+    "compare",
+    "diagnose",
     "evaluate",
     "export",
     "groups",
@@ -100,8 +110,10 @@ __all__ = [
     "lr_find",
     "plan",
     "predict",
+    "report",
     "resume",
     "run",
+    "stability",
     "tune",
     "verify_resume",
 ]

@@ -133,6 +133,7 @@ def reopen(
     backbone, task = _one(active, "backbone"), _one(active, "task")
     backbone.open(lambda _: str(folder / "model"))
     run = _new_run(plan, folder, accelerator, seeds, active)
+    run.reopened = True
     data = replace(plan.data, label_names=label_names)
     if rows is None:
         prepared = prepare_splits(_one(active, "data").load(), data, task, seeds)
@@ -230,6 +231,15 @@ def build_data(run: Run) -> tuple[dict[str, Split], dict[str, str]]:
     return encode_splits(rows, run.task, run.backbone)
 
 
+def read_rows(plan: Plan, split: str) -> tuple[Dataset, tuple[str, ...]]:
+    """Load and prepare the recipe's data; return the rows of a split, and the roles of its inputs."""
+    active = build_components(plan)
+    task, raw = _one(active, "task"), _one(active, "data").load()
+    data = settle(raw, plan.data, task, _one(active, "backbone"), _name_in(plan))
+    rows = prepare_splits(raw, data, task, derive_seeds(plan.seeds))
+    return rows[split], tuple(task.inputs)
+
+
 def _name_in(plan: Plan) -> Callable[[str], str]:
     """Return what gives the name of a kind's component in the recipe."""
     return lambda kind: next(planned.name for planned in plan.all(kind))
@@ -295,7 +305,8 @@ def build_model(run: Run) -> None:
         run.hooks.sft_build_model(run=run)
     if run.plan.train.gradient_checkpointing:
         _checkpoint_gradients(run)
-    run.layer_groups = run.backbone.layer_groups(run.model)
+    # A component that changed the model may have said what its layer groups are now.
+    run.layer_groups = run.layer_groups or run.backbone.layer_groups(run.model)
     check_layer_groups(run)
     run.model.to(run.device)
 

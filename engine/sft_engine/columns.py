@@ -27,6 +27,15 @@ IMAGE = "image"
 IMAGE_DIGEST, IMAGE_WIDTH, IMAGE_HEIGHT = "image_digest", "image_width", "image_height"
 """Columns that the check of images adds: hash of the content, pixels."""
 
+AUDIO = "audio"
+"""Role of a column of recordings."""
+AUDIO_DIGEST, AUDIO_FRAMES, AUDIO_RATE = "audio_digest", "audio_frames", "audio_rate"
+AUDIO_PEAK = "audio_peak"
+"""Columns that the check of recordings adds: hash of the content, samples of a channel and a second, peak."""
+
+DIGESTS = {IMAGE: IMAGE_DIGEST, AUDIO: AUDIO_DIGEST}
+"""Roles whose values are files, and the columns with the hashes of their contents."""
+
 _BATCH = 10_000
 _FOLDER = "sft_folder"
 
@@ -146,11 +155,12 @@ def fingerprint(rows: Dataset) -> str:
     """Hash names, types and content of all columns in the order of the rows: 32 hex digits.
 
     The same in every process and for every way in which the rows are stored: selected or copied, in
-    one piece or in many, from a csv or a parquet file. Images count by the hash of their content, where
-    it is known: not by the folder that they are in on this machine.
+    one piece or in many, from a csv or a parquet file. Images and recordings count by the hash of
+    their content, where it is known: not by the folder that they are in on this machine.
     """
     digest = hashlib.blake2b(digest_size=16)
-    names = set(rows.column_names) - ({IMAGE} if IMAGE_DIGEST in rows.column_names else set())
+    files = {role for role, digest in DIGESTS.items() if digest in rows.column_names}
+    names = set(rows.column_names) - files
     for name in sorted(names):
         digest.update(f"{name}\0".encode())
         for part in _parts(rows, name, _BATCH):

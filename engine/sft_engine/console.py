@@ -199,14 +199,21 @@ class Console:
         if self.as_json:
             self.result({**vars(outcome), "written": written(outcome)})
 
-    def metrics(self, title: str, values: Mapping[str, Any], names: tuple[str, ...] = ()) -> None:
+    def metrics(
+        self,
+        title: str,
+        values: Mapping[str, Any],
+        names: tuple[str, ...] = (),
+        *,
+        per_class: bool = False,
+    ) -> None:
         """Show the metrics of a split: one table, one of the classes, the confusion matrix."""
         if not self._main or self.quiet or not values:
             return
         from sft_engine.result_tables import tables
 
         console = self._out.rich()
-        for table in tables(title, values, names, console):
+        for table in tables(title, values, names, console, per_class=per_class):
             console.print()
             console.print(table)
 

@@ -72,6 +72,7 @@ class RunHooks:
     sft_metrics: Caller | None
     sft_log: Caller | None
     sft_report: Caller | None
+    sft_save_model: Caller | None
     sft_teardown: Caller | None
 
     def __init__(

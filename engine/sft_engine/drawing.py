@@ -130,7 +130,7 @@ def _quotas(sizes: Ids, count: int, *, leave_one: bool) -> Ids:
 
 
 def reduced(train: Dataset, settings: DataSettings, task: Task, seed: int) -> Dataset:
-    """Apply `subset`, then `resample`, to the training split.
+    """Apply `subset`, then `draw`, then `resample`, to the training split.
 
     Raises:
         DataError: `subset` is no row, or more than there are; or rows have no classes to balance.
@@ -138,12 +138,60 @@ def reduced(train: Dataset, settings: DataSettings, task: Task, seed: int) -> Da
     if settings.subset:
         count = amount_of(settings.subset, len(train), "subset")
         train = train.select(choose(len(train), count, seed, _strata(train, settings, task)))
+    if settings.draw != "all":
+        train = train.select(drawn(len(train), settings, _strata(train, settings, task)))
     if settings.resample == "bootstrap":
         ones = np.ones(len(train))
         return train.select(np.sort(order.draw(ones, len(train), order.mix(seed, 1), 0)))
     if settings.resample == "balanced":
         return train.select(_balanced(train, task, seed))
     return train
+
+
+def drawn(n: int, settings: DataSettings, strata: Ids | None = None) -> Ids:
+    """Return which of the numbers 0..n-1 a run of a study sees, in order; a bootstrap repeats some.
+
+    A pure function of the settings: draw number, split seed and nothing else decides. No class is lost.
+
+    Args:
+        n: How many training examples there are.
+        settings: `draw` and what belongs to it.
+        strata: The class of each example; each is drawn from by itself.
+
+    Raises:
+        DataError: there is no such fold, or too few examples.
+    """
+    seed = order.mix(settings.split_seed, order.name_key(settings.draw))
+    if settings.draw == "fold":
+        return _all_but_fold(n, settings, seed, strata)
+    seed = order.mix(seed, settings.draw_number)
+    if settings.draw == "subsample":
+        return choose(n, amount_of(settings.draw_share, n, "draw_share"), seed, strata)
+    classes = np.zeros(n, dtype=np.int64) if strata is None else strata
+    parts = (np.flatnonzero(classes == each) for each in np.unique(classes))
+    draws = [
+        part[order.draw(np.ones(len(part)), len(part), order.mix(seed, index), 0)]
+        for index, part in enumerate(parts)
+    ]
+    return np.sort(np.concatenate(draws))
+
+
+def _all_but_fold(n: int, settings: DataSettings, seed: int, strata: Ids | None) -> Ids:
+    """Leave out every `draw_folds`th example of a shuffled row of them, class after class."""
+    folds, number = settings.draw_folds, settings.draw_number
+    if number >= folds or folds > n:
+        raise DataError(
+            f"[data] draw_number = {number} of draw_folds = {folds}: there are folds 0 to {folds - 1}, and "
+            f"{n} training rows; choose one of them."
+        )
+    ids = order.permutation(n, seed, 0)
+    if strata is not None:
+        ids = ids[np.argsort(strata[ids], kind="stable")]
+    left_out = ids[number::folds]
+    if strata is not None:  # the only one of its class stays
+        _, places, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+        left_out = left_out[sizes[places[left_out]] > 1]
+    return np.setdiff1d(np.arange(n), left_out)
 
 
 def _balanced(train: Dataset, task: Task, seed: int) -> Ids:

@@ -33,7 +33,7 @@ class Evaluated:
     Args:
         view: The view.
         values: Metrics by name; scalars, and nested lists such as `confusion_matrix`.
-        predictions: What the task keeps of each example, in the order of the split.
+        predictions: What the task keeps of each example that the view looks at, in the order of the split.
         seconds: How long it took.
         batch_size: Examples of a forward pass; fewer than asked for if memory did not suffice.
     """
@@ -95,6 +95,30 @@ def evaluate(
     return results
 
 
+def predict_split(
+    run: Run, split_name: str, precision: Precision, *, batch_size: int
+) -> Mapping[str, torch.Tensor]:
+    """Return what the task keeps of a split in the plain view; no component takes notice, nothing is recorded.
+
+    Args:
+        run: The run; its model is put in evaluation mode and left there.
+        split_name: Which split.
+        precision: Autocast.
+        batch_size: Examples of a forward pass of one rank.
+
+    Returns:
+        Tensors in the order of the split, equal on all ranks.
+    """
+    run.evaluating = split_name
+    run.model.eval()
+    sharding.share_buffers(run)
+    split = run.splits[split_name]
+    stream = _predicted(run, split, PLAIN, precision, batch_size, lambda: None, notify=False)
+    predictions, _ = _collected(run, stream)
+    run.evaluating = ""
+    return predictions
+
+
 def _evaluate_view(
     run: Run,
     view: View,
@@ -102,7 +126,15 @@ def _evaluate_view(
     metrics: tuple[str, ...],
     batch_size: int,
 ) -> Evaluated:
-    began, size = time.perf_counter(), batch_size
+    began = time.perf_counter()
+    predictions, size = _collected(run, stream)
+    values = run.task.metrics(predictions, metrics)
+    return Evaluated(view, values, predictions, time.perf_counter() - began, size or batch_size)
+
+
+def _collected(run: Run, stream: Iterator[tuple[list[int], Tensors, int]]) -> tuple[Tensors, int]:
+    """Return the predictions of all ranks in the order of the split, and the last batch size (0: no batch)."""
+    size = 0
     kept: dict[str, list[torch.Tensor]] = {}
     ids: list[int] = []
     for batch_ids, tensors, size in stream:  # noqa: B007 (the last one counts)
@@ -110,9 +142,7 @@ def _evaluate_view(
         for name, tensor in tensors.items():
             kept.setdefault(name, []).append(tensor)
     joined = {name: torch.cat(parts) for name, parts in kept.items()}
-    predictions = _in_split_order(ranks.everyones(run.accelerator, (ids, joined)))
-    values = run.task.metrics(predictions, metrics)
-    return Evaluated(view, values, predictions, time.perf_counter() - began, size)
+    return _in_split_order(ranks.everyones(run.accelerator, (ids, joined))), size
 
 
 def _predicted(
@@ -122,6 +152,8 @@ def _predicted(
     precision: Precision,
     batch_size: int,
     check: Callable[[], None],
+    *,
+    notify: bool = True,
 ) -> Iterator[tuple[list[int], Tensors, int]]:
     """Yield ids, predictions and batch size; where memory does not suffice, halve the batches."""
     done, size = 0, batch_size
@@ -129,7 +161,7 @@ def _predicted(
         try:
             for batch in _batches(run, split, view, size, precision, done):
                 check()
-                tensors = _forward(run, view, batch, precision)
+                tensors = _forward(run, view, batch, precision, notify=notify)
                 if batch.real:
                     done += len(batch.ids)
                     yield batch.ids, tensors, size
@@ -146,7 +178,9 @@ def _predicted(
         run.record({"kind": "notice", "step": run.clock.step, "message": message})
 
 
-def _forward(run: Run, view: View, batch: Batch, precision: Precision) -> Tensors:
+def _forward(
+    run: Run, view: View, batch: Batch, precision: Precision, *, notify: bool = True
+) -> Tensors:
     """Run the model of a view on a batch; return what the task keeps, in host memory."""
     model = view.model or _forward_model(run, precision)
     if view.model is not None:
@@ -161,7 +195,7 @@ def _forward(run: Run, view: View, batch: Batch, precision: Precision) -> Tensor
             return {}
         tensors = run.task.predictions(outputs, batch)
         kept = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-        if run.hooks.sft_eval_batch is not None:
+        if notify and run.hooks.sft_eval_batch is not None:
             run.hooks.sft_eval_batch(run=run, view=view, batch=batch, outputs=outputs)
     return kept
 
@@ -178,10 +212,11 @@ def _batches(
 ) -> Iterator[Batch]:
     """Yield this rank's share, without the `done` first examples; over all ranks each exactly once."""
     rank, world = run.accelerator.process_index, run.accelerator.num_processes
-    starts = range(done + rank * batch_size, len(split), world * batch_size)
+    count = len(view.examples(split))
+    starts = range(done + rank * batch_size, count, world * batch_size)
     yield from evaluation_batches(split, run.task, run.backbone, view, batch_size, starts)
     # Sharded weights are gathered in every forward pass: all ranks must make equally many.
-    rounds = math.ceil(math.ceil(len(split) / batch_size) / world)
+    rounds = math.ceil(math.ceil(count / batch_size) / world)
     if precision.sharded and len(starts) < rounds:
         stand_in = fetch(split, run.task, run.backbone, [0], (0,), [])
         stand_in.real = False
@@ -202,7 +237,9 @@ def _publish(run: Run, split_name: str, result: Evaluated) -> None:
     """Let components see and extend the metrics, then record them."""
     scalars = result.scalars
     if run.hooks.sft_metrics is not None:
-        run.hooks.sft_metrics(run=run, view=result.view, values=scalars)
+        run.hooks.sft_metrics(
+            run=run, view=result.view, values=scalars, predictions=result.predictions
+        )
         # What is decided by these values must be decided equally.
         scalars = ranks.from_main(run.accelerator, scalars)
         result.values.update(scalars)
@@ -217,7 +254,7 @@ def _publish(run: Run, split_name: str, result: Evaluated) -> None:
             **run.phase_note,
             "epoch": run.clock.epochs,
             "seconds": round(result.seconds, 3),
-            "examples": len(run.splits[split_name]),
+            "examples": len(result.view.examples(run.splits[split_name])),
             **result.values,
         }
     )

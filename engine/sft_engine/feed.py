@@ -118,18 +118,30 @@ def fetch(
     """
     transforms = split.transforms if transforms is None else transforms
     if transforms:
-        rows = [dict(row) for row in split.rows.__getitems__(ids)]
-        for index, row_id in enumerate(ids):
-            for position, transform in enumerate(transforms):
-                draws = order.generator(*key, row_id, position)
-                rows[index] = transform(rows[index], draws)
-        examples = backbone.encode_rows(rows, task)
+        examples = backbone.encode_rows(transformed(split, ids, key, transforms), task)
     elif (take := getattr(split.examples, "take", None)) is not None:
         return _taken(take(ids), task, split, ids)
     else:
         examples = split.examples.__getitems__(ids)
     inputs = backbone.collate(examples)
     return Batch(inputs, task.targets(examples, inputs), ids, split=split.name)
+
+
+def transformed(
+    split: Split, ids: Sequence[int], key: tuple[int, ...], transforms: Sequence[RowTransform]
+) -> list[dict[str, Any]]:
+    """Return raw rows of a split as transforms change them; what they draw depends on key and id."""
+    rows = [dict(row) for row in split.rows.__getitems__(list(ids))]
+    for index, row_id in enumerate(ids):
+        for position, transform in enumerate(transforms):
+            draws = order.generator(*key, row_id, position)
+            rows[index] = transform(rows[index], draws)
+    return rows
+
+
+def view_key(view: View) -> tuple[int, ...]:
+    """Return what decides, with the id of an example, the draws of a view's transform."""
+    return (order.name_key(view.name) if view.seed is None else view.seed,)
 
 
 def _taken(tensors: dict[str, Any], task: Task, split: Split, ids: list[int]) -> Batch:
@@ -148,21 +160,21 @@ def evaluation_batches(
     batch_size: int,
     starts: Iterable[int],
 ) -> Iterator[Batch]:
-    """Yield the batches of a split that begin at `starts`, multiples of the batch size.
+    """Yield the batches of a view of a split that begin at `starts`, multiples of the batch size.
 
     Batches are made of examples of similar length, longest first, so that a lack of memory shows at
-    once. The draws of a view's transform depend on the view's name and the example alone: they are
-    the same for every model, batch size and number of processes.
+    once. The draws of a view's transform depend on the view's name (or seed) and the example alone:
+    they are the same for every model, batch size and number of processes.
     """
-    ids = np.arange(len(split))
+    ids = view.examples(split)
     lengths = getattr(split.examples, "lengths", None)
     if lengths is not None:
-        ids = np.argsort(-np.asarray(lengths), kind="stable")
+        ids = ids[np.argsort(-np.asarray(lengths)[ids], kind="stable")]
     transforms = [] if view.transform is None else [view.transform]
-    key = order.name_key(view.name)
+    key = view_key(view)
     for start in starts:
         chosen = ids[start : start + batch_size].tolist()
-        batch = fetch(split, task, backbone, chosen, (key,), transforms)
+        batch = fetch(split, task, backbone, chosen, key, transforms)
         batch.units = task.units(batch)
         yield batch
 

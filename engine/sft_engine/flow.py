@@ -6,7 +6,7 @@ Nothing in here decides anything; `assemble` fills a Run, `loop` and `evaluation
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -251,6 +251,8 @@ class View:
         transform: Changes raw rows before they are encoded.
         perturb: Changes an encoded batch on the device; may use gradients.
         tags: Such as severity, for reports.
+        ids: Which examples to look at, each once; None for the whole split.
+        seed: Decides, with the id of an example, the draws of `transform`; None leaves it to the name.
     """
 
     name: str = ""
@@ -258,6 +260,14 @@ class View:
     transform: RowTransform | None = None
     perturb: Callable[[Run, Batch], None] | None = None
     tags: Mapping[str, Any] = field(default_factory=dict)
+    ids: Sequence[int] | None = None
+    seed: int | None = None
+
+    def examples(self, split: Split) -> np.ndarray:
+        """Return the ids of the examples that are looked at, the smallest first."""
+        import numpy as np
+
+        return np.arange(len(split)) if self.ids is None else np.unique(self.ids)
 
 
 @dataclass
@@ -315,6 +325,7 @@ class Run:
         evaluating: The split that is being evaluated; empty otherwise.
         trainable: Which parameters required gradients when the model was last wrapped.
         skeleton: The model without weights, to save it with; None unless parameters are sharded.
+        reopened: The run has ended, and its model was read from `model/`.
         record: Write a record to metrics.jsonl and the trackers (rank 0 writes, all may call).
         forward: Run the wrapped model on a batch's inputs inside autocast.
         forward_backward: Run one inner step on a batch, adding to the gradients.
@@ -344,6 +355,7 @@ class Run:
     evaluating: str = ""
     trainable: list[bool] = field(default_factory=list)
     skeleton: nn.Module | None = None
+    reopened: bool = False
     record: Callable[[dict[str, Any]], None] = field(default=None)  # type: ignore[assignment]
     forward: Callable[[Batch], Any] = field(default=None)  # type: ignore[assignment]
     forward_backward: Callable[[Batch], None] = field(default=None)  # type: ignore[assignment]

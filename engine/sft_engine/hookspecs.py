@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
     import click
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from sft_engine.catalog import Catalog
     from sft_engine.flow import Batch, LossTerm, ParameterGroup, Run, Split, Verdict, View
@@ -76,8 +77,11 @@ def sft_build_data(run: Run, split: str, data: Split) -> None:
 def sft_build_model(run: Run) -> None:
     """Change the model: another head, surgery, adapters, a snapshot of the start by name.
 
-    When: once, after the weights are loaded, before layer groups are read. Ranks: all, equally.
-    May change: `run.model`.
+    When: once, after the weights are loaded, before layer groups are read; also where a finished run is
+    opened again to be evaluated, used or exported. `run.reopened` is true then, and the weights are what
+    `sft_save_model` left: put nothing back that it took off. Ranks: all, equally.
+    May change: `run.model`; `run.layer_groups`, if the backbone would not know those of the new model: it
+    is asked only if they are still empty.
     """
 
 
@@ -249,10 +253,14 @@ def sft_eval_batch(run: Run, view: View, batch: Batch, outputs: Any) -> None:
 
 
 @hookspec
-def sft_metrics(run: Run, view: View, values: dict[str, float]) -> None:
+def sft_metrics(
+    run: Run, view: View, values: dict[str, float], predictions: Mapping[str, Tensor]
+) -> None:
     """See and extend the metrics of a view.
 
-    When: after each view, values being equal on all ranks. Ranks: all.
+    When: after each view, values being equal on all ranks; `run.evaluating` is the split. `predictions` is
+    what the task keeps of each example (`Task.predictions`), of all ranks, in host memory, in the order
+    of `view.examples(split)`. Ranks: all.
     May change: `values` (add), `run.control` (stop).
     """
 
@@ -270,9 +278,21 @@ def sft_log(run: Run, record: dict[str, Any]) -> None:
 
 @hookspec
 def sft_report(run: Run, report: dict[str, Any]) -> None:
-    """Add a section to report.json.
+    """Add a section to report.json, which `report.html` shows: see `sft_engine.sections`.
 
-    When: once, after the final evaluation. Ranks: 0 only. May change: `report` (JSON values).
+    When: once, after the final evaluation; the engine's own sections and figures are there already.
+    Ranks: 0 only. May change: `report` (JSON values).
+    """
+
+
+@hookspec
+def sft_save_model(run: Run, model: nn.Module, folder: Path) -> None:
+    """Make of a trained model what its library reads: merge adapters, take off what was put in.
+
+    When: once, after the report, before the backbone writes `model/`. Ranks: 0 only.
+    May change: `model`, a copy of `run.model` with whole parameters, in place; it must give the same
+    outputs afterwards, and be what `Backbone.build` makes. `run.model` and the checkpoints keep what trains.
+    May write: into a subfolder of `folder`, which becomes `model/` when all is written.
     """
 
 

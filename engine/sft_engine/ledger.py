@@ -6,9 +6,10 @@ Values stay on the device as they are; the host waits for them only when a recor
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,9 @@ class Ledger:
     run: Run
     _terms: list[tuple[str, Tensor, float]] = field(default_factory=list)
     _norms: list[Tensor] = field(default_factory=list)
+    _begins: list[int] = field(default_factory=list)  # of each window, in `_terms`
+    _peak: float = 0.0
+    _measured: dict[str, float] = field(default_factory=dict)
     _windows: int = 0
     _items: float = 0.0
     _paused: bool = False
@@ -42,6 +46,7 @@ class Ledger:
         """Count a window and its items over all ranks."""
         self._windows += 1
         self._items += items
+        self._begins.append(len(self._terms))
 
     def add(self, name: str, value: Tensor, share: float) -> None:
         """Note this micro-batch's sum of a term, and the factor that makes it a part of the mean."""
@@ -69,6 +74,10 @@ class Ledger:
         """Note the norm of a window's gradient."""
         self._norms.append(norm.detach())
 
+    def measured(self, values: dict[str, float]) -> None:
+        """Note what is to be in the next record."""
+        self._measured = values
+
     def overlook(self) -> None:
         """Take the last norm back, because a component has dealt with it."""
         self._norms.pop()
@@ -81,9 +90,14 @@ class Ledger:
         if not self._norms:
             return 0.0
         last = self._norms[-1]
-        norm = last if last.device.type == "cpu" else torch.stack(self._norms).sum()
+        if last.device.type == "cpu":
+            total = highest = float(last.item())
+        else:
+            norms = torch.stack(self._norms)
+            total, highest = torch.stack([norms.sum(), norms.max()]).tolist()
+        self._peak = max(self._peak, highest)
         self._norms = [last]
-        return float(norm.item())
+        return total
 
     def restart_clock(self) -> None:
         """Leave out what took time beside training."""
@@ -94,7 +108,8 @@ class Ledger:
         if not self._terms:
             return None
         run, clock = self.run, self.run.clock
-        means = {name: total / self._windows for name, total in sorted(self._totals().items())}
+        totals, highest = self._totals()
+        means = {name: total / self._windows for name, total in sorted(totals.items())}
         elapsed = time.perf_counter() - self._since
         record = {
             "kind": "train",
@@ -103,23 +118,40 @@ class Ledger:
             "epoch": clock.epochs,
             "loss": _sum(means.values()),
             **{f"loss/{name}": mean for name, mean in means.items()},
+            "loss_max": highest,
             "lr": max(group["lr"] for group in run.optimizer.param_groups),
             "grad_norm": self._norms[-1].item() if self._norms else 0.0,
+            "grad_norm_max": self._peak,
+            **self._measured,
             "examples_per_second": self._items / elapsed if elapsed else 0.0,
         }
         self._terms, self._windows, self._items = [], 0, 0.0
+        self._begins, self._peak, self._measured = [], 0.0, {}
         return record
 
-    def _totals(self) -> dict[str, float]:
-        """Sum terms by name, over all ranks; a term may come up on some of them only."""
+    def _totals(self) -> tuple[dict[str, float], float]:
+        """Sum terms by name, over all ranks; a term may come up on some of them only.
+
+        Returns:
+            The sums, and the highest loss of a window.
+        """
         values = torch.stack([value for _, value, _ in self._terms]).double().tolist()
         parts: dict[str, list[float]] = {}
-        for (name, _, share), value in zip(self._terms, values, strict=True):
-            parts.setdefault(name, []).append(value * share)
+        shares = [value * share for (_, _, share), value in zip(self._terms, values, strict=True)]
+        for (name, _, _), share in zip(self._terms, shares, strict=True):
+            parts.setdefault(name, []).append(share)
         own = {name: _sum(each) for name, each in parts.items()}
-        everyones = ranks.everyones(self.run.accelerator, own)
-        names = sorted(set().union(*everyones))
-        return {name: _sum(each.get(name, 0.0) for each in everyones) for name in names}
+        windows = [_sum(shares[i:j]) for i, j in itertools.pairwise([*self._begins, len(shares)])]
+        everyones = ranks.everyones(self.run.accelerator, (own, windows))
+        names = sorted(set().union(*(each for each, _ in everyones)))
+        sums = {name: _sum(each.get(name, 0.0) for each, _ in everyones) for name in names}
+        whole = [_sum(each) for each in zip(*(each for _, each in everyones), strict=True)]
+        return sums, _highest(whole)
+
+
+def _highest(values: Sequence[float]) -> float:
+    """Return the highest number, NaN if there is one."""
+    return next(filter(math.isnan, values), max(values, default=0.0))
 
 
 def _sum(values: Iterable[float]) -> float:

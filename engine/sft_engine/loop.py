@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
+    from sft_engine.diagnosis.vitals import Vitals
     from sft_engine.feed import Window
     from sft_engine.flow import Clock, Run
     from sft_engine.interruption import Signals
@@ -84,6 +85,7 @@ class Loop:
         keep_snapshot: Called before a step at `log_every` if a component may roll back.
         roll_back: Puts the weights and the optimizer back to the latest snapshot.
         stop_after: Interrupt as if by a signal before the step with this index; -1 for never.
+        vitals: Measures gradients and updates by layer group at some of the records.
     """
 
     run: Run
@@ -101,6 +103,7 @@ class Loop:
     keep_snapshot: Callable[[], None] | None = None
     roll_back: Callable[[], None] | None = None
     stop_after: int = -1
+    vitals: Vitals | None = None
     ledger: Ledger = field(init=False)
     gradients: Gradients = field(init=False)
     _ids: dict[str, list[int]] = field(default_factory=dict)
@@ -208,6 +211,8 @@ class Loop:
             control.stop = next(filter(None, reasons))
 
     def _record(self) -> None:
+        if self.vitals is not None:
+            self.ledger.measured(self.vitals.reading())
         record = self.ledger.record()
         if record is not None:
             self.run.record(record)
@@ -230,7 +235,7 @@ class Loop:
         norm = clip_gradients(gradients.parameters, self.clip_norm, sharded=self.precision.sharded)
         verdict = self._judge(norm)
         if verdict.action is Action.STEP:
-            self.precision.step(run.optimizer)
+            self._step(norm)
             if hooks.sft_step_end is not None:
                 hooks.sft_step_end(run=run)
         else:
@@ -239,6 +244,16 @@ class Loop:
         gradients.drop()
         clock.step += 1
         clock.window += 1
+
+    def _step(self, norm: Tensor) -> None:
+        """Let the optimizer take its step, and have it measured where that is due."""
+        vitals = self.vitals
+        if vitals is None or not vitals.is_due(self.run.clock):
+            self.precision.step(self.run.optimizer)
+            return
+        vitals.before_step(norm)
+        self.precision.step(self.run.optimizer)
+        vitals.after_step()
 
     def _count(self, window: Window) -> dict[str, dict[str, float]]:
         """Sum the units of each split over micro-batches and all ranks; see who wants to stop."""

@@ -3,14 +3,15 @@
 A name is one of torchmetrics' own (`matthews_corrcoef`; dashes do as well) or a short one of this table:
 
 accuracy (share of right examples, of right flags in multi-label), balanced-accuracy (mean recall of
-the classes that occur), f1, precision, recall, specificity (macro), nll and loss (mean loss), auroc,
-average-precision, mcc, kappa, quadratic-kappa, ece, exact-match (multi-label), confusion-matrix; mse, rmse,
-mae, mape, r2, pearson, spearman, kendall.
+the classes that occur; in multi-label the mean over labels of recall and specificity, of labels that occur
+and are absent), f1, precision, recall, specificity (macro), support (number of examples), nll and loss (mean
+loss), auroc, average-precision, mcc, kappa, quadratic-kappa, ece, exact-match (multi-label),
+confusion-matrix; mse, rmse, mae, mape, r2, pearson, spearman, kendall.
 
 `-macro`, `-micro` or `-weighted` says how classes are averaged. `NAME/CLASS` is the value of one class (or
 target), `NAME/*` of each. A ratio of nothing to nothing counts 0, as in scikit-learn, but areas under
-curves are NaN for a class without positive or negative examples. If a single output of the model is NaN,
-every metric is NaN.
+curves are NaN for a class without positive or negative examples. A macro mean leaves out what neither is
+nor is predicted. If a single output of the model is NaN, every metric is NaN.
 
 Names are checked without importing torch.
 """
@@ -60,8 +61,8 @@ _FIXED: dict[str, dict[str, Any]] = {
     "rmse": {"squared": False},
 }
 _OWN = {
-    "classification": {"nll", "loss", "balanced_accuracy"},
-    "multi-label": {"nll", "loss"},
+    "classification": {"nll", "loss", "balanced_accuracy", "support"},
+    "multi-label": {"nll", "loss", "balanced_accuracy", "support"},
     "regression": {"loss"},
 }
 _CURVES = {"auroc", "average_precision"}
@@ -88,6 +89,8 @@ _MORE = {
 }
 MANY_CLASSES = 50
 """With more classes than this, values by class are computed only if they are asked for."""
+BY_CLASS = ("precision/*", "recall/*", "f1/*", "support/*")
+"""What a table of classes shows."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def parse(name: str, kind: Kind) -> Metric | None:
     head, _, of = name.partition("/")
     key = head.replace("-", "_")
     if key in _OWN[kind]:
-        return Metric(head, key, {}, of) if not of else None
+        return Metric(head, key, {}, of) if not of or key == "support" else None
     options: dict[str, Any] = dict(_FIXED.get(key, {}))
     average = None if kind == "regression" or key in known(kind) else _AVERAGE.search(key)
     if average:
@@ -232,7 +235,7 @@ def multi_label(
     """
     shares = logits.double().sigmoid()
     data = _Data("multi-label", shares, (label > 0.5).long(), loss, tuple(classes))  # noqa: PLR2004
-    usual = ("f1", "f1-micro", "accuracy", "exact-match", "nll")
+    usual = ("f1", "f1-micro", "balanced-accuracy", "accuracy", "exact-match", "nll")
     return _compute(data, names or _usual(len(classes), *usual))
 
 
@@ -257,8 +260,7 @@ def regression(
 
 
 def _usual(classes: int, *names: str) -> list[str]:
-    by_class = ["f1/*", "precision/*", "recall/*", "confusion-matrix"]
-    return [*names, *(by_class if classes <= MANY_CLASSES else [])]
+    return [*names, *((*BY_CLASS, "confusion-matrix") if classes <= MANY_CLASSES else ())]
 
 
 @dataclass(frozen=True)
@@ -312,14 +314,34 @@ def _whole(metric: Metric, data: _Data) -> Any:
         return float(data.loss.double().mean()) if len(data.loss) else math.nan
     if data.broken:
         return _nan(metric, data)
-    if metric.function == "balanced_accuracy":
-        recall = _by_class(Metric("recall", "recall", {}), data)
-        return _mean([recall[i] for i, count in enumerate(_positives(data)) if count])
+    if metric.function in _COMPUTED:
+        return _COMPUTED[metric.function](data)
     if metric.function in _CURVES and metric.options.get("average") != "micro":
         return _average(_by_class(metric, data), metric, data)
     if data.kind == "regression":
         return _mean(_by_class(metric, data))
     return _plain(_call(metric, data, **metric.options))
+
+
+def _balanced_accuracy(data: _Data) -> float:
+    recall = _by_class(Metric("recall", "recall", {}), data)
+    counts = _positives(data)
+    if data.kind == "classification":
+        return _mean([value for value, count in zip(recall, counts, strict=True) if count])
+    others = _by_class(Metric("specificity", "specificity", {}), data)
+    both = [0 < count < len(data.label) for count in counts]
+    pairs = zip(recall, others, both, strict=True)
+    return _mean([(one + other) / 2 for one, other, kept in pairs if kept])
+
+
+def _support(data: _Data) -> int:
+    return sum(_positives(data))
+
+
+_COMPUTED: dict[str, Callable[[_Data], float]] = {
+    "balanced_accuracy": _balanced_accuracy,
+    "support": _support,
+}
 
 
 def _nan(metric: Metric, data: _Data) -> Any:
@@ -331,7 +353,7 @@ def _nan(metric: Metric, data: _Data) -> Any:
     return [[math.nan] * size for _ in range(size)]
 
 
-def _average(values: list[float], metric: Metric, data: _Data) -> float:
+def _average(values: Sequence[float], metric: Metric, data: _Data) -> float:
     if metric.options.get("average") != "weighted":
         return _mean(values)
     counts = _positives(data)
@@ -339,7 +361,7 @@ def _average(values: list[float], metric: Metric, data: _Data) -> float:
     return sum(v * n for v, n in pairs if n) / sum(counts) if sum(counts) else math.nan
 
 
-def _mean(values: list[float]) -> float:
+def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
@@ -349,10 +371,12 @@ def _positives(data: _Data) -> list[int]:
     return [int(n) for n in data.label.bincount(minlength=len(data.names))]
 
 
-def _by_class(metric: Metric, data: _Data) -> list[float]:
+def _by_class(metric: Metric, data: _Data) -> Sequence[float]:
     """Return one value a class, or a target."""
     if data.broken:
         return [math.nan] * len(data.names)
+    if metric.function == "support":
+        return _positives(data)
     if data.kind == "regression":
         return [_one_target(metric, data, i) for i in range(len(data.names))]
     options = {k: v for k, v in metric.options.items() if k != "average"}

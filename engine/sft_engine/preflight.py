@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sft_engine.columns import (
-    IMAGE,
-    IMAGE_DIGEST,
+    AUDIO,
+    DIGESTS,
     IMAGE_HEIGHT,
     IMAGE_WIDTH,
     ROW,
@@ -84,6 +84,7 @@ def preflight(
         findings += _supervised(name, rows, encoded.get(name), needed=name in ("train", *streams))
         findings += _empty(name, rows, task)
         findings += _tiny(name, rows)
+        findings += _sounds(name, rows, task)
         findings += _encoding(name, encoded.get(name))
     target = {name: rows for name, rows in splits.items() if name not in streams}
     findings += _classes(target, task)
@@ -166,12 +167,20 @@ def _tiny(name: str, rows: Dataset) -> Iterator[Finding]:
         )
 
 
+def _sounds(name: str, rows: Dataset, task: Task) -> Iterator[Finding]:
+    """Count recordings that are silent or very short."""
+    if AUDIO in task.inputs:
+        from sft_engine.audio.checking import remarks
+
+        yield from map(_warn, remarks(name, rows))
+
+
 def _text(rows: Dataset, role: str) -> Any:
     """Return a column of strings, nulls as empty ones; None if it holds something else.
 
-    Images are compared by the hash of their content.
+    Images and recordings are compared by the hash of their content.
     """
-    role = IMAGE_DIGEST if role == IMAGE else role
+    role = DIGESTS.get(role, role)
     if role not in rows.column_names:
         return None
     array = column_of(rows, role)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sft_engine.columns import (
+    AUDIO,
     IMAGE,
     ROW,
     column_of,
@@ -47,6 +48,7 @@ ALIASES = {
 LIKELY = {
     "text": ("sentence", "content", "review", "document", "body", "tweet", "comment", "sentence1"),
     "image": ("img", "picture", "photo", "file", "file_name", "filename", "path", "image_path"),
+    "audio": ("path", "file", "file_name", "filename", "wav", "recording", "speech", "sound"),
     "label": (
         "labels",
         "class",
@@ -85,7 +87,7 @@ def prepare_splits(
     splits = _ready(named, settings, task)
     splits = hold_out(splits, settings, task)
     splits["train"] = reduced(splits["train"], settings, task, seeds.subset)
-    splits = _images_checked(splits, task)
+    splits = _files_checked(splits, task)
     first = [name for name in ALIASES if name in splits]
     ordered = {name: splits[name] for name in dict.fromkeys([*first, *splits])}
     if streams:
@@ -144,7 +146,7 @@ def prepare_stream(
     try:
         ready = _ready({"train": _with_train(raw, same)["train"]}, same, task)
         rows = reduced(ready["train"], same, task, seed)
-        return _images_checked({settings.name: rows}, task)[settings.name]
+        return _files_checked({settings.name: rows}, task)[settings.name]
     except DataError as error:
         raise DataError(_of_stream(str(error), settings.name)) from error
 
@@ -201,7 +203,7 @@ def prepare_given(
         DataError: a column or label is missing or unknown.
     """
     splits = _ready(dict(raw), settings, task, need_target=need_target)
-    splits = _images_checked(splits, task)
+    splits = _files_checked(splits, task)
     return task.prepare(splits, settings.label_names)
 
 
@@ -269,30 +271,39 @@ def _ready(
         if skip:
             numbered = _without_gaps(numbered, name, inputs, targets)
         _check_inputs(numbered, name, inputs)
-        ready[name] = _with_images(numbered, name, folder_of(rows), task, skip=skip)
+        ready[name] = _with_files(numbered, name, folder_of(rows), task, skip=skip)
     return ready
 
 
-def _with_images(
+def _files_of(task: Task) -> tuple[str, Any]:
+    """Return the role whose values are files, and the module that checks them; or two blanks."""
+    if IMAGE in task.inputs:
+        from sft_engine.images import checking as images
+
+        return IMAGE, images
+    if AUDIO in task.inputs:
+        from sft_engine.audio import checking as audio
+
+        return AUDIO, audio
+    return "", None
+
+
+def _with_files(
     rows: Dataset, split: str, folder: Path | None, task: Task, *, skip: bool
 ) -> Dataset:
-    """Make image paths absolute; leave out broken images, before anything is drawn, if asked to."""
-    if IMAGE not in task.inputs or IMAGE not in rows.column_names:
+    """Make paths of files absolute; leave out broken files, before anything is drawn, if asked to."""
+    role, checking = _files_of(task)
+    if role not in rows.column_names:
         return rows
-    from sft_engine.images.checking import checked, located
-
-    found = located(rows, split, (folder or Path()).absolute())
-    return checked(found, split, skip=True) if skip else found
+    found: Dataset = checking.located(rows, split, (folder or Path()).absolute())
+    return checking.checked(found, split, skip=True) if skip else found
 
 
-def _images_checked(splits: dict[str, Dataset], task: Task) -> dict[str, Dataset]:
-    """Look at the images that are used, and no others; a broken one stops the run."""
-    if IMAGE not in task.inputs:
-        return splits
-    from sft_engine.images.checking import checked
-
+def _files_checked(splits: dict[str, Dataset], task: Task) -> dict[str, Dataset]:
+    """Look at the files that are used, and no others; a broken one stops the run."""
+    role, checking = _files_of(task)
     return {
-        name: checked(rows, name, skip=False) if IMAGE in rows.column_names else rows
+        name: checking.checked(rows, name, skip=False) if role in rows.column_names else rows
         for name, rows in splits.items()
     }
 

@@ -11,13 +11,18 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-MOST_CLASSES = 30
+MOST_CLASSES = 20
 MATRIX_CLASSES = 12
 UNBOUNDED = 10_000
 
 
 def tables(
-    title: str, values: Mapping[str, Any], names: Sequence[str], console: Console
+    title: str,
+    values: Mapping[str, Any],
+    names: Sequence[str],
+    console: Console,
+    *,
+    per_class: bool = False,
 ) -> Iterator[Table | str]:
     """Return what shows the metrics of a split.
 
@@ -26,14 +31,17 @@ def tables(
         values: Scalars by name, per-class scalars as `NAME/CLASS`, and `confusion_matrix`.
         names: Class names in the order of the confusion matrix.
         console: Tells how much room there is.
+        per_class: Show a row for each class, however many.
     """
     if any(_is_whole(name, value) for name, value in values.items()):
         yield metric_table(title, values)
     classes = by_class(values)
-    if classes:
+    if classes and (per_class or len(classes) <= MOST_CLASSES):
         yield class_table(classes)
-        if len(classes) > MOST_CLASSES:
-            yield f"… {len(classes) - MOST_CLASSES} more classes in report.json"
+    elif classes:
+        yield (
+            f"values of {len(classes)} classes: in report.json, and by `sft-engine evaluate RUN --per-class`"
+        )
     matrix = values.get("confusion_matrix")
     if matrix is not None and is_square(matrix, len(names)):
         yield matrix_table(matrix, names, console)
@@ -66,7 +74,7 @@ def class_table(classes: Mapping[str, Mapping[str, float]]) -> Table:
     """Return one row a class and one column a metric."""
     metrics = list(dict.fromkeys(metric for row in classes.values() for metric in row))
     table = _table("class", *metrics)
-    for label, row in list(classes.items())[:MOST_CLASSES]:
+    for label, row in classes.items():
         table.add_row(label, *(number(row[m]) if m in row else "" for m in metrics))
     return table
 

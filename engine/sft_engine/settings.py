@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,18 +68,23 @@ class EvaluationSettings:
     Args:
         every_epochs: Epochs between two evaluations of the validation split; 0 means only at the end.
         every_steps: Steps between two evaluations; overrides `every_epochs` when greater than 0.
+        train_sample: Training examples, always the same, that are evaluated beside the validation split,
+            so that the gap between the two is of like with like; 0 for none.
         batch_size: Examples of one forward pass; 0 means twice the micro-batch.
         metrics: Names from torchmetrics; empty means the task's own choice.
         test: Evaluate the test split at the end, with the best weights.
         predictions: Write `predictions/SPLIT.jsonl` for the splits evaluated at the end.
+        page: Write `report.html` at the end; without it, `sft-engine report` writes it when it is wanted.
     """
 
     every_epochs: Annotated[float, Ge(0)] = 1.0
     every_steps: Annotated[int, Ge(0)] = 0
+    train_sample: Annotated[int, Ge(0)] = 64
     batch_size: Annotated[int, Ge(0)] = 0
     metrics: tuple[str, ...] = ()
     test: bool = True
     predictions: bool = True
+    page: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +125,12 @@ class DataSettings:
         subset: Share (below 1) or number of training examples to use; 0 for all.
         resample: How training examples are drawn: `none`; `bootstrap` draws as many with
             replacement (seed `subset`); `balanced` draws classes equally often.
+        draw: Which examples of the training split, after `subset`, a run of a study sees: `bootstrap` as
+            many drawn with replacement, `subsample` a share of them, `fold` all but one fold. Within
+            classes if `stratify` is set; depends on `draw_number` and `split_seed`, and on no other seed.
+        draw_number: Which draw; with `fold`, which fold is left out.
+        draw_share: Share of the examples that `subsample` takes.
+        draw_folds: Number of folds.
         on_error: Whether a broken row stops the run or is skipped with a warning.
     """
 
@@ -132,6 +143,10 @@ class DataSettings:
     stratify: bool = True
     subset: Annotated[float, Ge(0)] = 0
     resample: Literal["none", "bootstrap", "balanced"] = "none"
+    draw: Literal["all", "bootstrap", "subsample", "fold"] = "all"
+    draw_number: Annotated[int, Ge(0)] = 0
+    draw_share: Annotated[float, Gt(0), Lt(1)] = 0.632
+    draw_folds: Annotated[int, Ge(2)] = 4
     on_error: Literal["stop", "skip"] = "stop"
 
 

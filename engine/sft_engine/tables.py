@@ -251,11 +251,17 @@ def check_accepted(
         )
 
 
-_WORDS = {"image": "images", "text": "texts", "features": "a table of numbers"}
+_WORDS = {
+    "image": "images",
+    "text": "texts",
+    "features": "a table of numbers",
+    "audio": "recordings",
+}
 _ADVICE = {
     "features": "use backbone `mlp`",
     "text": "use backbone `transformers`",
     "image": "use backbone `timm` or `torchvision`",
+    "audio": "use backbone `transformers-audio`",
 }
 
 

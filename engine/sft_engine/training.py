@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import time
@@ -16,7 +17,9 @@ from safetensors import SafetensorError
 from sft_engine import launch, ranks, sharding
 from sft_engine.assemble import Assembled, assemble, derive_seeds
 from sft_engine.checkpoint import Keeper, as_os_error, fingerprint, require_finite, restore
+from sft_engine.columns import row_numbers
 from sft_engine.devices import enough_memory, own_state, wrap
+from sft_engine.diagnosis.watch import Watch
 from sft_engine.dispatch import note_component
 from sft_engine.errors import Interrupted, OutputError, RecipeError
 from sft_engine.evaluation import Evaluated, evaluate
@@ -36,6 +39,9 @@ from sft_engine.records import (
     write_text,
 )
 from sft_engine.replay.replay import Replay
+from sft_engine.reporting import write_page
+from sft_engine.reporting.built_in import add_built_in
+from sft_engine.reporting.verdict import verdict
 from sft_engine.sentences import reason_of
 
 if TYPE_CHECKING:
@@ -169,13 +175,14 @@ class Session:
         run = self.run = built.run
         self.stop_after = stop_after
         self.notices: list[str] = []
-        self.recorder = Recorder(run, progress.show)
+        self.recorder = Recorder(run, self._show)
         self.keeper = Keeper(
             run.folder / "checkpoints",
             keep=run.plan.checkpoint.keep,
             notice=self.notices.append,
         )
         self.best_metric = best_metric(run)
+        self.watch = Watch(run, built.precision, run.plan.resolved().tables)
         self.began = time.perf_counter()
         self.found: set[Path] | None = None
         self.room = 0  # examples of an evaluation batch, once memory did not suffice for more
@@ -198,16 +205,22 @@ class Session:
             self._notice(sentence)
         if again:
             self._restore()
-        else:
-            if resume:
-                self.progress.say("there is no checkpoint yet: the run begins anew")
-            for finding in self.built.findings:
-                run.record(
-                    {"kind": "preflight", "level": finding.level, "message": finding.message}
-                )
+        elif resume:
+            self.progress.say("there is no checkpoint yet: the run begins anew")
         if run.hooks.sft_setup is not None:
             run.hooks.sft_setup(run=run)
+        if not again:
+            self._record_findings()
         self.found = None
+
+    def _record_findings(self) -> None:
+        """Record what was seen of the data before training; trackers are attached by now."""
+        with ranks.together(self.run.accelerator):
+            for finding in self.built.findings:
+                self.run.record(
+                    {"kind": "preflight", "level": finding.level, "message": finding.message}
+                )
+            self.watch.begin()
 
     def take_back(self) -> None:
         """Delete what a run has written that failed before it had begun."""
@@ -266,6 +279,7 @@ class Session:
         extra = state.pop("extra")
         self.keeper.snapshot = state.pop("snapshot")
         self.recorder.cut(extra.pop("metrics_bytes"))
+        self.watch.go_on()
         # Smaller than the recipe's after a lack of memory, larger if more processes share the work now.
         feed, size = self.built.feed, extra.pop("micro_batch_size")
         feed.micro_batch_size = min(feed.micro_batch_size, size)
@@ -299,6 +313,10 @@ class Session:
         with ranks.together(run.accelerator):
             return state or self.keeper.read(step)
 
+    def _show(self, record: dict[str, Any]) -> None:
+        self.watch.see(record)
+        self.progress.show(record)
+
     def _notice(self, sentence: str) -> None:
         self.run.record({"kind": "notice", "step": self.run.clock.step, "message": sentence})
 
@@ -316,11 +334,13 @@ class Session:
         if best and best["step"] != run.clock.step:
             self._load_best(best["step"])
         final = self._final_evaluation()
+        if final[1]:
+            self.watch.end(final[0], final[1][0])
         outcome = Outcome(
             folder=run.folder,
             reason=reason,
             split=final[0],
-            metrics=final[1].values if final[1] else {},
+            metrics=final[1][0].values if final[1] else {},
             best=best,
             fingerprint=state,
             seconds=time.perf_counter() - self.began,
@@ -353,6 +373,7 @@ class Session:
             keep_snapshot=(lambda: self.keeper.keep_snapshot(run)) if heals else None,
             roll_back=(lambda: self.keeper.roll_back(run)) if heals else None,
             stop_after=self.stop_after,
+            vitals=self.watch.vitals,
         )
 
     def _save(self) -> None:
@@ -370,6 +391,7 @@ class Session:
         if "validation" not in run.splits:
             return
         plain = self._evaluate_split("validation")[0]
+        self.watch.look(plain, plain.batch_size)
         if not self.best_metric:
             return
         value = plain.scalars.get(self.best_metric)
@@ -416,12 +438,12 @@ class Session:
             weights = self.keeper.read(step)["model"]
         sharding.load_model(run, weights)
 
-    def _final_evaluation(self) -> tuple[str, Evaluated | None]:
+    def _final_evaluation(self) -> tuple[str, list[Evaluated]]:
         run = self.run
         for name in ("test", "validation"):
             if name in run.splits and (name != "test" or run.plan.evaluation.test):
-                return name, self._evaluate_split(name, self._check_final)[0]
-        return "", None
+                return name, self._evaluate_split(name, self._check_final)
+        return "", []
 
     def _check_final(self) -> None:
         """Leave the final evaluation at a signal, if a checkpoint is there to begin it again from."""
@@ -432,14 +454,14 @@ class Session:
     def _is_saved(self) -> bool:
         return self.keeper.current == self.run.clock.step
 
-    def _write_results(self, outcome: Outcome, final: Evaluated | None) -> None:
+    def _write_results(self, outcome: Outcome, final: list[Evaluated]) -> None:
         run = self.run
         weights = sharding.whole_model(run)
         with ranks.together(run.accelerator):
             if run.is_main:
                 self._write_on_main(outcome, final, weights)
 
-    def _write_on_main(self, outcome: Outcome, final: Evaluated | None, weights: Any) -> None:
+    def _write_on_main(self, outcome: Outcome, final: list[Evaluated], weights: Any) -> None:
         run = self.run
         report: dict[str, Any] = {
             "recipe": self._recipe_name(),
@@ -452,11 +474,17 @@ class Session:
             "seconds": round(outcome.seconds, 1),
             "preflight": [{"level": f.level, "message": f.message} for f in self.built.findings],
         }
+        add_built_in(run, report, final[0] if final else None)
+        self.watch.report(report)
         if run.hooks.sft_report is not None:
             run.hooks.sft_report(run=run, report=report)
+        report["verdict"] = verdict(report)
         write_json(run.folder / "report.json", report)
-        if final is not None and run.plan.evaluation.predictions:
-            write_predictions(run, outcome.split, final)
+        if run.plan.evaluation.predictions:
+            for result in final:
+                write_predictions(run, outcome.split, result, run.folder)
+        if run.plan.evaluation.page:
+            write_page(run.folder)
         save_model(run, weights, report)
 
 
@@ -477,13 +505,16 @@ def is_better(value: float, best: dict[str, Any] | None, direction: str) -> bool
     return bool(value > best["value"] if direction == "max" else value < best["value"])
 
 
-def write_predictions(run: Run, split: str, result: Evaluated) -> None:
-    """Write `predictions/SPLIT.jsonl`, one line an example in the order of the split."""
-    rows = run.splits[split].rows
-    numbers = rows["row"] if "row" in rows.column_names else range(len(rows))
+def write_predictions(run: Run, split: str, result: Evaluated, folder: Path) -> None:
+    """Write a view's predictions, one line an example in the order of the split.
+
+    The plain view's are in `predictions/SPLIT.jsonl`, those of others in `predictions/SPLIT/VIEW.jsonl`.
+    """
+    numbers = row_numbers(run.splits[split].rows)[result.view.examples(run.splits[split])].tolist()
     records = zip(numbers, run.task.records(result.predictions), strict=True)
     lines = (json.dumps({"row": number, **record}) + "\n" for number, record in records)
-    write_text(run.folder / "predictions" / f"{split}.jsonl", lines)
+    name = f"{split}/{result.view.name.replace('/', '-')}" if result.view.name else split
+    write_text(folder / "predictions" / f"{name}.jsonl", lines)
 
 
 def save_model(run: Run, weights: Any, report: dict[str, Any]) -> None:
@@ -492,7 +523,7 @@ def save_model(run: Run, weights: Any, report: dict[str, Any]) -> None:
     remove([temporary])
     try:
         temporary.mkdir()
-        run.backbone.save(weights, temporary, run.task)
+        run.backbone.save(as_its_library_reads(run, weights, temporary), temporary, run.task)
         write_text(temporary / "README.md", model_card(run, report))
         for path in temporary.rglob("*.safetensors"):  # written for the owner alone
             path.chmod((temporary / "README.md").stat().st_mode)
@@ -506,10 +537,19 @@ def save_model(run: Run, weights: Any, report: dict[str, Any]) -> None:
         raise cannot_write(final, system) from error
 
 
+def as_its_library_reads(run: Run, weights: Any, folder: Path) -> Any:
+    """Return the model to save: a copy that components have changed, where any wants to."""
+    if run.hooks.sft_save_model is None:
+        return weights
+    model = copy.deepcopy(weights)
+    run.hooks.sft_save_model(run=run, model=model, folder=folder)
+    return model
+
+
 def model_card(run: Run, report: dict[str, Any]) -> str:
     """Return a model card in Markdown: what was trained on what, and what it reached."""
     numbers = [
-        f"| {name} | {value:.4f} |"
+        f"| {name} | {value if isinstance(value, int) else format(value, '.4f')} |"
         for name, value in report["metrics"].items()
         if isinstance(value, (int, float))
     ]

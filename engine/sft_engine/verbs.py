@@ -20,16 +20,21 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from sft_engine.assemble import Reopened
+    from sft_engine.comparing import Comparison
+    from sft_engine.diagnosis import Finding
     from sft_engine.exporting import Exported
+    from sft_engine.flow import Run
     from sft_engine.lr_range import RangeSettings, RangeTest
     from sft_engine.lr_range.curve import Suggestion
+    from sft_engine.study import Study, StudySettings
     from sft_engine.timetable import Timetable
     from sft_engine.training import Outcome, Progress
     from sft_engine.tuning import Tuned, TuneSettings
 
 RecipeLike = str | Path | Recipe
 
-IMAGE_ROLE = "image"
+FILE_ROLES = ("image", "audio")
+"""Input roles whose values are files."""
 
 
 def check(recipe: RecipeLike, *, overrides: Sequence[str] = ()) -> Plan:
@@ -92,6 +97,7 @@ def evaluate(
     split: str = "test",
     data: str | Path | None = None,
     overrides: Sequence[str] = (),
+    per_class: bool = False,
 ) -> dict[str, Any]:
     """Evaluate the final weights of a run.
 
@@ -99,8 +105,9 @@ def evaluate(
         folder: The run folder.
         split: Split of the recipe's data.
         data: A csv, jsonl or parquet file with the recipe's columns to evaluate instead; with images
-            also a folder with a folder for each class.
+            or recordings also a folder with a folder for each class.
         overrides: Changes of the recipe, such as `evaluation.batch_size=8` or `data.columns.text=…`.
+        per_class: Add precision, recall, F1 and support of each class, however many there are.
 
     Returns:
         Metrics by name; the views of components as `VIEW/METRIC`.
@@ -122,13 +129,24 @@ def evaluate(
             split,
             reopened.precision,
             batch_size=settings.batch_size or 2 * micro,
-            metrics=settings.metrics,
+            metrics=_metrics_of(run, per_class=per_class),
         )
     return {
         f"{r.view.name}/{name}" if r.view.name else name: value
         for r in results
         for name, value in r.values.items()
     }
+
+
+def _metrics_of(run: Run, *, per_class: bool) -> tuple[str, ...]:
+    """Return the names of the recipe's metrics; empty for the task's own choice."""
+    from sft_engine.metrics import BY_CLASS, MANY_CLASSES
+
+    names, head = run.plan.evaluation.metrics, run.task.head
+    if not per_class or head.kind == "regression" or not (names or head.outputs > MANY_CLASSES):
+        return names
+    whole = names or (run.task.main_metric, "balanced-accuracy", "f1", "nll")
+    return tuple(dict.fromkeys((*whole, *BY_CLASS)))
 
 
 def predict(
@@ -142,17 +160,17 @@ def predict(
 
     Args:
         folder: The run folder.
-        rows: The task's first input (a text, the path of an image), or rows with its inputs by role
-            or by the recipe's column.
+        rows: The task's first input (a text, the path of an image or a recording), or rows with its
+            inputs by role or by the recipe's column.
         batch_size: Rows of a forward pass.
         overrides: Changes of the recipe.
 
     Yields:
-        A record a row: prediction and probabilities. With images and `data.on_error = "skip"` also
-        `error`: why a broken image has no prediction.
+        A record a row: prediction and probabilities. With images or recordings and
+        `data.on_error = "skip"` also `error`: why a broken one has no prediction.
 
     Raises:
-        DataError: a row lacks an input, or an image is broken.
+        DataError: a row lacks an input, or an image or a recording is broken.
     """
     import torch
 
@@ -176,29 +194,89 @@ def predict(
         return run.task.records({name: t.cpu() for name, t in predictions.items()})
 
     records: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = plain
-    if IMAGE_ROLE in run.task.inputs:
-        from sft_engine.images.given import predicting
+    skip = run.plan.data.on_error == "skip"
+    if "image" in run.task.inputs:
+        from sft_engine.images import given as images
 
-        records = predicting(plain, skip=run.plan.data.on_error == "skip")
+        records = images.predicting(plain, skip=skip)
+    elif "audio" in run.task.inputs:
+        from sft_engine.audio import given as audio
+
+        records = audio.predicting(plain, skip=skip)
     for chunk in _chunks(rows, batch_size):
         yield from records([_by_role(row, run.task.inputs, run.plan.data.columns) for row in chunk])
 
 
-def image_column(folder: str | Path, *, overrides: Sequence[str] = ()) -> str:
-    """Return the column of images that a run reads; empty if its task is about something else.
+def compare(
+    runs: Sequence[str | Path] | Mapping[str, Sequence[str | Path]],
+    *,
+    metric: str = "",
+    view: str = "",
+    margin: float | None = None,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    output: str | Path | None = None,
+) -> Comparison:
+    """Say which of several finished runs or studies is better, and with what certainty.
+
+    Args:
+        runs: Run folders, study folders, or texts `NAME=RUN,RUN` for several runs of one recipe; or lists
+            of run folders by name.
+        metric: By which to compare; empty for the task's main metric.
+        view: Compare on this view alone; empty for the clean one, and every probe besides.
+        margin: Differences up to this size, in units of the metric, do not matter; None if nobody says so.
+        level: Of the comparison: 1 - level is the chance of a false alarm.
+        resamples: Of the bootstrap over examples; what is drawn is always the same.
+        output: A JSON file for all that was found, with the sections of a report.
+
+    Returns:
+        The verdict in words, and all figures behind it.
+
+    Raises:
+        CheckpointError: a folder holds no finished run.
+        DataError: the runs did not predict the same examples.
+        RecipeError: there is no such metric or view, or an option is out of range.
+        OutputError: the file cannot be written.
+    """
+    launch.require_one_process("compare")
+    from sft_engine.comparing import compare_runs, write_comparison
+
+    found = compare_runs(
+        runs, metric=metric, view=view, margin=margin, level=level, resamples=resamples
+    )
+    if output is not None:
+        write_comparison(found, Path(output))
+    return found
+
+
+def diagnose(folder: str | Path) -> list[Finding]:
+    """Say what is wrong with a run, the worst first: from its records alone, whether it has ended or not.
+
+    Raises:
+        CheckpointError: the folder holds no run, or its records cannot be read.
+    """
+    from sft_engine.diagnosis import findings_of, read_evidence
+
+    return findings_of(read_evidence(Path(folder)))
+
+
+def file_column(folder: str | Path, *, overrides: Sequence[str] = ()) -> tuple[str, str]:
+    """Return the role of the files that a run reads, `image` or `audio`, and their column.
+
+    Both are empty if its task is about something else.
 
     Raises:
         CheckpointError: the folder holds no run, or one that has not ended.
     """
-    planned, _ = _finished(Path(folder), overrides)
-    if not _reads_images(planned):
-        return ""
-    return str(planned.data.columns.get(IMAGE_ROLE, IMAGE_ROLE))
+    planned, _ = finished_run(Path(folder), overrides)
+    role = _file_role(planned)
+    return role, str(planned.data.columns.get(role, role))
 
 
-def _reads_images(planned: Plan) -> bool:
+def _file_role(planned: Plan) -> str:
     task = next(each for each in planned.components if each.kind == "task")
-    return IMAGE_ROLE in task.load().inputs
+    inputs = task.load().inputs
+    return next((role for role in FILE_ROLES if role in inputs), "")
 
 
 def export(
@@ -229,7 +307,7 @@ def export(
     """
     launch.require_one_process("export")
     alone = [*overrides, "train.device=cpu", "train.compile=false"]
-    planned, names = _finished(Path(folder), alone)
+    planned, names = finished_run(Path(folder), alone)
     from sft_engine.devices import enough_memory, own_state
     from sft_engine.exporting import export_run
 
@@ -263,6 +341,26 @@ def _by_role(
                 "by role, or as the recipe's data.columns does"
             )
     return {role: row[name] for role, name in names.items() if row.get(name) is not None}
+
+
+def report(folder: str | Path, *, output: str | Path | None = None, markdown: bool = False) -> Path:
+    """Write the report of a run, a study or a comparison: a page that opens offline, or Markdown.
+
+    Args:
+        folder: The folder of it; of a run that has not ended, too.
+        output: The file; None for `report.html`, or `report.md`, in the folder.
+        markdown: Write a Markdown summary.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: the folder holds nothing to report.
+        OutputError: the file cannot be written.
+    """
+    from sft_engine.reporting import write_report
+
+    return write_report(Path(folder), None if output is None else Path(output), markdown=markdown)
 
 
 def lr_find(
@@ -355,6 +453,35 @@ def tune(
         return search(loaded, overrides, Path(output), settings, signals, say)
 
 
+def stability(
+    recipe: RecipeLike,
+    *,
+    output: str | Path,
+    settings: StudySettings | None = None,
+    overrides: Sequence[str] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> Study:
+    """Train a recipe many times, with other training examples and seeds, and say how far that matters.
+
+    Args:
+        recipe: A file, or a recipe that was loaded.
+        output: The folder of the study; if it holds this one already, it goes on.
+        settings: Which runs, and how they are carried out; None for 4 draws times 4 seeds.
+        overrides: `KEY=VALUE` texts as for `--set`; they hold for all runs.
+        say: Shows a line.
+
+    Raises:
+        SftError: one sentence on what stopped the study; the same call goes on.
+    """
+    launch.require_one_process("stability")
+    with Signals() as signals:
+        loaded = given_recipe(recipe, overrides)
+        from sft_engine.study import StudySettings
+        from sft_engine.study import stability as carry_out
+
+        return carry_out(loaded, Path(output), settings or StudySettings(), signals, say)
+
+
 def given_recipe(recipe: RecipeLike, overrides: Sequence[str]) -> Recipe:
     """Return a recipe that was loaded, or load it from its file.
 
@@ -380,25 +507,26 @@ def _reopen(
     split: str = "test",
     rows: dict[str, Any] | None = None,
 ) -> Reopened:
-    planned, names = _finished(folder, overrides)
+    planned, names = finished_run(folder, overrides)
     from sft_engine.assemble import reopen
 
     if data is not None:
-        rows = {split: _read_data(Path(data), images=_reads_images(planned))}
+        rows = {split: _read_data(Path(data), _file_role(planned))}
     return reopen(planned, folder, names, rows)
 
 
-def _read_data(path: Path, *, images: bool) -> Dataset:
-    if images and path.is_dir():
-        from sft_engine.builtin.image_data import read_folder
+def _read_data(path: Path, role: str) -> Dataset:
+    """Read a table, or a folder of classes of the files that a role stands for."""
+    if role and path.is_dir():
+        from sft_engine.builtin.class_folders import FILES
 
-        return read_folder(path)
+        return FILES[role].read(path)
     from sft_engine.builtin.data import read_file
 
     return read_file(path)
 
 
-def _finished(folder: Path, overrides: Sequence[str]) -> tuple[Plan, tuple[str, ...]]:
+def finished_run(folder: Path, overrides: Sequence[str]) -> tuple[Plan, tuple[str, ...]]:
     """Return the recipe of a finished run, and what training called the outputs.
 
     Raises:

@@ -29,7 +29,8 @@ def test_the_list_as_json_has_every_component(sft):
     assert {"name": "tiny", "distribution": "sft-tiny", "version": "1.0"}.items() <= next(
         plugin.items() for plugin in result["plugins"] if plugin["name"] == "tiny"
     )
-    assert result["verbs"] == ["greet"]
+    assert "greet" in result["verbs"]
+    assert result["verbs"] == sorted(result["verbs"])
     assert result["broken"] == []
     assert len(result["components"]) == len(load_plugins().catalog.entries())
 
@@ -105,7 +106,7 @@ def test_show_suggests_a_name(sft, arguments):
 def test_show_looks_in_the_kind_alone(sft):
     ended = sft("plugins", "show", "csv", "--kind", "task")
     assert ended.code == 2
-    assert "allowed: `image-classification`, " in ended.err
+    assert "allowed: `audio-classification`, " in ended.err
 
 
 def test_the_snippet_of_every_component_passes_check(sft):

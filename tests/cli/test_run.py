@@ -196,6 +196,43 @@ def test_evaluate_shows_a_table_for_each_view(sft, trained):
     assert len(re.findall(r"true \\ predicted", ended.out)) == 1
 
 
+MANY = """
+[task]
+use = "tabular-classification"
+[data]
+use = "csv"
+path = "many.csv"
+validation = 60
+test = 60
+[backbone]
+use = "mlp"
+[train]
+device = "cpu"
+steps = 1
+"""
+
+
+def test_evaluate_shows_every_class_of_many_if_asked_to(sft):
+    lines = [f"{i % 60},{i % 7},class{i % 60}" for i in range(300)]
+    Path("many.csv").write_text("\n".join(["one,two,label", *lines]))
+    Path("many.toml").write_text(MANY)
+    assert sft("run", "many.toml", "-o", "many", "-q").code == 0
+    plain = json.loads(sft("evaluate", "many", "--json").out)["metrics"]
+    assert list(plain) == ["accuracy", "f1", "balanced-accuracy", "nll"]
+    asked = json.loads(sft("evaluate", "many", "--json", "--per-class").out)["metrics"]
+    assert {name: asked[name] for name in plain} == plain
+    support = [asked[f"support/class{i}"] for i in range(60)]
+    assert sum(support) == 60
+    recall = [asked[f"recall/class{i}"] for i in range(60)]
+    there = [value for value, count in zip(recall, support, strict=True) if count]
+    assert asked["balanced-accuracy"] == pytest.approx(sum(there) / len(there))
+    shown = sft("evaluate", "many", "--per-class").out
+    assert re.search(r"^ ?class +precision +recall +f1 +support", shown, re.MULTILINE)
+    assert len(re.findall(r"^ ?class\d+ ", shown, re.MULTILINE)) == 60
+    few = sft("evaluate", "many", "--per-class", "--set", 'evaluation.metrics=["mcc"]', "--json")
+    assert {"mcc", "f1/class7"} <= set(json.loads(few.out)["metrics"])
+
+
 def test_evaluate_takes_other_data(sft, trained):
     Path("other.csv").write_text("text,label\naaaa,a\nbbbb,b\naab,a\n")
     result = json.loads(sft("evaluate", trained, "--data", "other.csv", "--json").out)

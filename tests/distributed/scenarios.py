@@ -120,6 +120,10 @@ def sft_register(catalog):
 """
 
 
+GOOD = {"results": 1, "records": 2}
+"""How many calls succeed first."""
+
+
 def failing(folder, rank, world, where, at, overrides=(), extensions=()):
     """Let a part of the engine fail on one rank."""
     if rank == at:
@@ -130,18 +134,19 @@ def failing(folder, rank, world, where, at, overrides=(), extensions=()):
             "results": (training, "write_json", OutputError("cannot write report.json")),
             "data": (Texts, "load", ValueError("stumbled")),
         }[where]
-        setattr(owner, name, raising(error, after=int(where == "results")))
+        setattr(owner, name, raising(error, GOOD.get(where, 0), getattr(owner, name)))
     return summary(carry_out(folder / "run", overrides, extensions))
 
 
-def raising(error, after):
-    """Return a function that does nothing a number of times and then raises an error."""
+def raising(error, after, real):
+    """Return a function that does what it stands in for a number of times, then raises an error."""
     calls = []
 
     def stand_in(*args, **kwargs):
         calls.append(args)
         if len(calls) > after:
             raise error
+        return real(*args, **kwargs)
 
     return stand_in
 

@@ -34,9 +34,15 @@ device = "cpu"
 precision = "fp32"
 epochs = 1
 """
-ROWS = [
-    (f"{'good' if i % 2 else 'bad'} film number {i}", "pos" if i % 2 else "neg") for i in range(60)
-]
+WORDS = (
+    "bad",
+    "good",
+    "dull",
+    "fine",
+    "poor",
+    "great",
+)  # one alone would tell the label: a finding
+ROWS = [(f"{WORDS[i % 6]} film number {i}", "pos" if i % 2 else "neg") for i in range(60)]
 CSV = "text,label\n" + "".join(f"{text},{label}\n" for text, label in ROWS)
 JSONL = "".join(f'{{"text": "{text}", "label": "{label}"}}\n' for text, label in ROWS)
 

@@ -123,6 +123,10 @@ class Listener:
         self.note("report", report["split"])
 
     @hookimpl
+    def sft_save_model(self, run, model, folder):
+        self.note("save_model", model is run.model, (folder / "model.safetensors").exists())
+
+    @hookimpl
     def sft_teardown(self, run, error):
         self.note("teardown", type(error).__name__)
 
@@ -267,6 +271,14 @@ class Rescale:
     @hookimpl
     def sft_report(self, run, report):
         report["section"] = {"hello": 1}
+
+    @hookimpl
+    def sft_save_model(self, run, model, folder):
+        if self.where == "save":
+            torch.nn.init.zeros_(model.head.weight)
+            (folder / "beside").mkdir()
+            (folder / "beside/note.txt").write_text("here")
+            said("kept", bool(run.model.head.weight.any()))
 
 
 def upper(row, draws):

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sft_engine import DivergedError, hookspecs
 from sft_engine.dispatch import RUN_HOOKS
-from sft_engine.testing.runs import TINY, run_recipe
+from sft_engine.testing.runs import TINY, plan_recipe, run_recipe
 
 sys.path.insert(0, str(Path(__file__).parent))
 import listeners
@@ -78,6 +79,7 @@ def test_order_of_events(timeline):
         ("eval_views", "test"),
         *final,
         ("report", "test"),
+        ("save_model", False, False),
         ("teardown", "NoneType"),
     ]
 
@@ -368,6 +370,27 @@ def test_hook_sft_report(tmp_path):
     events(tmp_path, '"test/rescale"')
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["section"] == {"hello": 1}
+
+
+def test_hook_sft_save_model(tmp_path, timeline):
+    """It changes a copy: what trains stays as it is; what it writes stands beside the model."""
+    assert only(timeline, "save_model") == [("save_model", False, False)]
+    noted = events(tmp_path, '"test/rescale"\nwhere = "save"', overrides=["train.steps=1"])
+    assert only(noted, "kept") == [("kept", True)]
+    saved = load_file(tmp_path / "run/model/model.safetensors")
+    assert not saved["head.weight"].any()
+    assert saved["head.bias"].any()
+    assert (tmp_path / "run/model/beside/note.txt").read_text() == "here"
+
+
+def test_a_finished_run_says_that_it_is_one(tmp_path):
+    """So that what was taken off before saving is not put on again; components are asked anew."""
+    from sft_engine.assemble import reopen
+
+    events(tmp_path, '"test/listener"', overrides=["train.steps=1"])
+    plan = plan_recipe(TINY + '[[extension]]\nuse = "test/listener"\n', components=COMPONENTS)
+    assert reopen(plan, tmp_path / "run", ("a", "b"), {}).run.reopened
+    assert listeners.EVENTS[-1] == ("build_model", True)
 
 
 def test_hook_sft_teardown(tmp_path):

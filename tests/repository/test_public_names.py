@@ -14,10 +14,12 @@ def test_verbs_are_functions_after_every_module_was_imported() -> None:
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     for verb in (
+        "compare",
         "evaluate",
         "export",
         "lr_find",
         "predict",
+        "report",
         "resume",
         "run",
         "tune",

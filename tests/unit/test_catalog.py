@@ -323,7 +323,8 @@ def again_order(again):
                 (
                     'r.toml:5: `data.pth`: data "csv" has no such option; did you mean `path`? '
                     "Allowed: `path`, and the engine's `columns`, `label_names`, `splits`, "
-                    "`validation`, `test`, `split_seed`, `stratify`, `subset`, `resample`, `on_error`."
+                    "`validation`, `test`, `split_seed`, `stratify`, `subset`, `resample`, `draw`, "
+                    "`draw_number`, `draw_share`, `draw_folds`, `on_error`."
                 ),
             ],
         ),

@@ -248,15 +248,24 @@ def test_class_names_are_shown_as_they_are() -> None:
         assert stream.getvalue().count(name) == 3
 
 
-def test_many_classes_are_cut_short() -> None:
-    stream = io.StringIO()
+def test_many_classes_are_left_to_the_report_or_asked_for() -> None:
+    def shown(size: int, **options: bool) -> str:
+        stream = io.StringIO()
+        values = {f"f1/class{i}": 0.5 for i in range(size)}
+        values |= {"confusion_matrix": [[0] * size] * size}
+        names = tuple(f"class{i}" for i in range(size))
+        Console(stream=stream).metrics("test", values, names, **options)
+        return stream.getvalue()
+
     size = MOST_CLASSES + 5
-    values = {f"f1/class{i}": 0.5 for i in range(size)} | {"confusion_matrix": [[0] * size] * size}
-    Console(stream=stream).metrics("test", values, tuple(f"class{i}" for i in range(size)))
-    text = stream.getvalue()
-    assert "… 5 more classes in report.json" in text
+    assert shown(MOST_CLASSES).count("class") == MOST_CLASSES + 1 + 1  # the head, the matrix
+    text = shown(size)
+    assert (
+        "values of 25 classes: in report.json, and by `sft-engine evaluate RUN --per-class`" in text
+    )
     assert f"confusion matrix of {size} classes: in report.json" in text
-    assert text.count("class2") == 11  # class2, class20 … class29
+    assert "class24" not in text
+    assert shown(size, per_class=True).count("class2") == 6  # class2, class20 … class24
 
 
 def test_multi_label_matrices_are_left_to_the_report() -> None:

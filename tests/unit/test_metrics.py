@@ -78,7 +78,11 @@ def test_probability_metrics_are_those_of_scikit_learn(data):
 def test_usual_metrics_of_classes(data):
     values = single_label(*data, CLASSES, ())
     assert list(values)[:4] == ["accuracy", "f1", "balanced-accuracy", "nll"]
-    assert {f"{m}/{c}" for m in ("f1", "precision", "recall") for c in CLASSES} <= set(values)
+    truth, guess = data[1].numpy(), data[0].argmax(1).numpy()
+    by_class = oracle.precision_recall_fscore_support(truth, guess)
+    for metric, each in zip(("precision", "recall", "f1", "support"), by_class, strict=True):
+        found = [values[f"{metric}/{name}"] for name in CLASSES]
+        assert found == pytest.approx(each.tolist(), rel=1e-6)
     expected = oracle.confusion_matrix(data[1].numpy(), data[0].argmax(1).numpy())
     assert values["confusion_matrix"] == expected.tolist()
 
@@ -141,6 +145,21 @@ def test_balanced_accuracy_counts_the_classes_that_occur():
     label = torch.tensor([0, 1, 1, 0])
     value = compute((logits, label, torch.zeros(4)), "balanced-accuracy")["balanced-accuracy"]
     assert value == pytest.approx((1 + 0.5) / 2)
+    with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
+        theirs = oracle.balanced_accuracy_score(label.numpy(), [0, 1, 2, 0])
+    assert value == pytest.approx(theirs)
+
+
+def test_a_class_that_is_neither_there_nor_predicted_does_not_count_in_a_macro_mean():
+    logits = torch.eye(3)[[0, 1, 1, 0]]
+    label = torch.tensor([0, 1, 0, 0])
+    values = compute(
+        (logits, label, torch.zeros(4)), "f1", "recall", "f1/good", "support/*", "support"
+    )
+    truth, guess = label.numpy(), logits.argmax(1).numpy()
+    assert values["f1"] == pytest.approx(oracle.f1_score(truth, guess, average="macro"))
+    assert values["recall"] == pytest.approx(oracle.recall_score(truth, guess, average="macro"))
+    assert (values["f1/good"], values["support/good"], values["support"]) == (0, 0, 4)
 
 
 def test_multi_label_metrics_are_those_of_scikit_learn():
@@ -152,6 +171,12 @@ def test_multi_label_metrics_are_those_of_scikit_learn():
     truth, guess = label.numpy().astype(int), (logits > 0).numpy().astype(int)
     assert values["f1"] == pytest.approx(oracle.f1_score(truth, guess, average="macro"))
     assert values["f1-micro"] == pytest.approx(oracle.f1_score(truth, guess, average="micro"))
+    by_label = oracle.precision_recall_fscore_support(truth, guess)
+    for metric, each in zip(("precision", "recall", "f1", "support"), by_label, strict=True):
+        found = [values[f"{metric}/{name}"] for name in CLASSES]
+        assert found == pytest.approx(each.tolist(), rel=1e-6)
+    balanced = [oracle.balanced_accuracy_score(truth[:, k], guess[:, k]) for k in range(3)]
+    assert values["balanced-accuracy"] == pytest.approx(sum(balanced) / 3)
     assert values["accuracy"] == pytest.approx((truth == guess).mean())
     assert values["exact-match"] == pytest.approx(oracle.accuracy_score(truth, guess))
     assert values["recall/good"] == pytest.approx(oracle.recall_score(truth[:, 2], guess[:, 2]))
@@ -161,6 +186,16 @@ def test_multi_label_metrics_are_those_of_scikit_learn():
     assert area["auroc"] == pytest.approx(oracle.roc_auc_score(truth, logits.numpy()))
     micro = oracle.roc_auc_score(truth, logits.numpy(), average="micro")
     assert area["auroc-micro"] == pytest.approx(micro)
+
+
+def test_balanced_accuracy_of_labels_counts_those_that_occur_and_are_absent():
+    label = torch.tensor([[1.0, 1, 0], [0, 1, 0], [1, 1, 0]])
+    logits = torch.tensor([[1.0, 1, -1], [1, 1, -1], [-1, -1, -1]])
+    data = (logits, label, torch.zeros(3), CLASSES)
+    assert multi_label(*data, ["balanced-accuracy"])["balanced-accuracy"] == (0.5 + 0) / 2
+    always = torch.ones(3, 3)
+    nothing = multi_label(logits, always, torch.zeros(3), CLASSES, ["balanced-accuracy"])
+    assert math.isnan(nothing["balanced-accuracy"])
 
 
 def test_regression_metrics_are_those_of_scikit_learn_and_scipy():

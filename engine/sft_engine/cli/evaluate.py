@@ -23,31 +23,50 @@ if TYPE_CHECKING:
     "--data",
     type=click.Path(),
     help="Evaluate this csv, tsv, jsonl or parquet file, with the recipe's columns, or this folder of "
-    "images (a folder for each class), instead.",
+    "images or recordings (a folder for each class), instead.",
+)
+@click.option(
+    "--per-class",
+    is_flag=True,
+    help="Compute and print precision, recall, F1 and support of every class, however many.",
 )
 @set_option
 @json_option
 def command(
-    run: str, split: str, data: str | None, overrides: tuple[str, ...], *, as_json: bool
+    run: str,
+    split: str,
+    data: str | None,
+    overrides: tuple[str, ...],
+    *,
+    per_class: bool,
+    as_json: bool,
 ) -> None:
     """Evaluate the final weights of a run on one of its splits or on other data.
 
-    RUN is the run folder. Nothing in it is changed.
+    RUN is the run folder. Nothing in it is changed. Up to 20 classes are printed one by one, more with
+    --per-class.
     """
     from sft_engine import verbs
 
-    values = verbs.evaluate(run, split=split, data=data, overrides=overrides)
+    values = verbs.evaluate(run, split=split, data=data, overrides=overrides, per_class=per_class)
     console = new_console(as_json=as_json)
     if as_json:
         console.result({"run": run, "split": split, "data": data, "metrics": values})
         return
-    _show(console, data or split, values, _label_names(Path(run)))
+    _show(console, data or split, values, _label_names(Path(run)), per_class=per_class)
 
 
-def _show(console: Console, title: str, values: Mapping[str, Any], names: tuple[str, ...]) -> None:
+def _show(
+    console: Console,
+    title: str,
+    values: Mapping[str, Any],
+    names: tuple[str, ...],
+    *,
+    per_class: bool,
+) -> None:
     """Print the plain view in full, and of each other view the metrics over all classes."""
     plain, views = _by_view(values)
-    console.metrics(title, plain, names)
+    console.metrics(title, plain, names, per_class=per_class)
     for view, metrics in views.items():
         console.metrics(f"{title}, {view}", metrics)
 

@@ -11,7 +11,7 @@ import click
 
 from sft_engine.cli.ending import rank
 from sft_engine.cli.files import whole_file
-from sft_engine.cli.images import image_rows, rows_shown
+from sft_engine.cli.images import file_rows, rows_shown
 from sft_engine.cli.parameters import output_option, run_argument, set_option, verb
 from sft_engine.cli.rows import FORMATS, Row, joined, read_lines, read_rows, write_records
 from sft_engine.errors import DataError
@@ -48,11 +48,11 @@ def command(
     batch_size: int,
     overrides: tuple[str, ...],
 ) -> None:
-    """Predict with the final weights of a run: texts, images, a file, or standard input.
+    """Predict with the final weights of a run: texts, images, recordings, a file, or standard input.
 
     Without TEXT and --file, or with `-`, reads standard input: a text a line, or a JSON object a line
     with the task's inputs by role or by the recipe's column (`{"text": ..., "text_pair": ...}`). Where
-    the task is about images, TEXT is the path of an image, or of a folder with images in it.
+    the task is about images or recordings, TEXT is the path of one, or of a folder with some in it.
 
     Writes a line for each row, as soon as its batch is done: the row, the prediction, and probabilities
     (in csv the columns `p(LABEL)`).
@@ -60,11 +60,11 @@ def command(
     from sft_engine import verbs
 
     found = _rows(texts, file)
-    column = verbs.image_column(run, overrides=overrides)
-    if column:
-        found = image_rows(found, column, file)
+    role, column = verbs.file_column(run, overrides=overrides)
+    if role:
+        found = file_rows(found, role, column, file)
     rows, given = itertools.tee(found)
-    given = rows_shown(given, column) if column else given
+    given = rows_shown(given, role, column) if role else given
     records = joined(
         given,
         verbs.predict(run, rows, batch_size=batch_size, overrides=overrides),

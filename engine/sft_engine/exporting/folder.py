@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -107,9 +108,8 @@ def finish(
         facts: What `export.json` begins with.
         graph: The format holds nothing but the computation, so that all else must be copied.
     """
-    ignored = shutil.ignore_patterns(*_WEIGHTS)
     if graph:
-        shutil.copytree(model, folder, ignore=ignored, dirs_exist_ok=True)
+        shutil.copytree(model, folder, ignore=_weights_in, dirs_exist_ok=True)
     backbone: Any = run.backbone
     described = backbone.preprocessing() if hasattr(backbone, "preprocessing") else {}
     head = run.task.head
@@ -128,6 +128,12 @@ def finish(
     write_text(folder / "README.md", text + _use(facts))
     _readable(folder)
     return tuple(sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()))
+
+
+def _weights_in(folder: str, names: list[str]) -> set[str]:
+    """Return what is not copied: weights, and subfolders made of them, such as an adapter alone."""
+    found = {name for pattern in _WEIGHTS for name in fnmatch.filter(names, pattern)}
+    return found | {n for n in names if any((Path(folder) / n).glob(_WEIGHTS[0]))}
 
 
 def _use(facts: Mapping[str, Any]) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from sft_engine.columns import IMAGE
@@ -56,23 +55,3 @@ def _record(image: Any, predicted: Iterator[Row], *, skip: bool) -> Row:
     if isinstance(image, ImageError):
         return {"prediction": None, "error": image.reason}
     return {**next(predicted), "error": None} if skip else next(predicted)
-
-
-def from_folder(row: Row, column: str, folder: Path) -> Row:
-    """Return the row of a table with its image path starting from the table's folder."""
-    value = row.get(column)
-    if isinstance(value, str):
-        return {**row, column: str(folder / value)}
-    if isinstance(value, Mapping) and not value.get("bytes") and value.get("path"):
-        return {**row, column: str(folder / value["path"])}
-    return row
-
-
-def shown(row: Row, column: str) -> Row:
-    """Return a row as it is printed: an image by its path, else by its size in bytes."""
-    value = row.get(column)
-    if isinstance(value, Mapping):
-        value = value.get("path") or value.get("bytes")
-    if isinstance(value, bytes):
-        value = f"{len(value)} bytes"
-    return {**row, column: value}
