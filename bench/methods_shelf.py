@@ -97,7 +97,7 @@ METHODS: dict[str, Method] = {
     # noise and consistency
     "dropout": regularizer("dropout", "p = 0.3"),
     "drop-path": regularizer("drop-path", tasks=_I),
-    "mixout": regularizer("mixout"),
+    "mixout": regularizer("mixout", tasks=_T),
     "r-drop": regularizer("r-drop"),
     "r3f": regularizer("r3f", tasks=_T),
     "r4f": regularizer("r4f", tasks=_T),

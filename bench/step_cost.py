@@ -12,6 +12,7 @@ what to quote. Work before the first step does not count; of a freezing schedule
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import string
 import sys
@@ -215,6 +216,7 @@ class Runner:
         self._ends = True
         self._go.release()
         self._thread.join()
+        gc.collect()  # a run and its components refer to each other, and hold gigabytes in the end
 
     def _wait(self) -> None:
         self._done.acquire()

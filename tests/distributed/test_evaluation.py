@@ -117,7 +117,6 @@ def test_nothing_but_the_run_is_left(two):
         "model",
         "predictions",
         "report.json",
-        "report.html",
     }
     run = json.loads((folder / "run.json").read_text())
     assert (run["processes"], run["status"], run["exit_code"]) == (2, "done", 0)

@@ -46,10 +46,13 @@ PARTS = {
 RECIPE = f'{TINY}\n[[extension]]\nuse = "acme/speaks"\n[[regularizer]]\nuse = "acme/term"\n'
 
 
+PAGE = ["evaluation.page=true"]
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("reports") / "run"
-    run_recipe(folder, RECIPE, components=PARTS)
+    run_recipe(folder, RECIPE, PAGE, components=PARTS)
     return folder
 
 
@@ -195,7 +198,7 @@ def test_a_hostile_data_set_is_shown_as_it_is(parse, tmp_path: Path) -> None:
         + TINY.replace('use = "tiny/texts"', f"use = 'csv'\npath = {json.dumps(str(path))}")
         + f'\n[data.columns]\ntext = "{EVIL}"\nlabel = "kind"\n'
     )
-    run_recipe(tmp_path / "run", recipe)
+    run_recipe(tmp_path / "run", recipe, PAGE)
     page = parse((tmp_path / "run/report.html").read_text("utf-8"))
     assert not page.all("script")
     assert page.words().count(EVIL) > 10
@@ -209,7 +212,7 @@ def test_pictures_are_small_and_inside_the_page(parse, tmp_path: Path) -> None:
     recipe = TINY.replace("text-classification", "image-classification").replace(
         "tiny/texts", "tiny/pictures"
     )
-    run_recipe(tmp_path / "run", recipe.replace("tiny/text", "tiny/image"))
+    run_recipe(tmp_path / "run", recipe.replace("tiny/text", "tiny/image"), PAGE)
     page = parse((tmp_path / "run/report.html").read_text("utf-8"))
     images = page.all("img")
     assert images
