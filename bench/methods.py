@@ -46,6 +46,8 @@ COMMON = (
     "checkpoint.best=last",
     "checkpoint.every_epochs=0",
     "evaluation.every_epochs=0",
+    "evaluation.train_sample=0",
+    "evaluation.page=false",
 )
 OWN = {
     TEXT: ("train.epochs=3", "optimizer.lr=2e-4"),
