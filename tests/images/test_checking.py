@@ -14,9 +14,10 @@ from sft_engine import DataError
 from sft_engine.builtin.image_data import ImageFolder
 from sft_engine.builtin.tasks import ImageClassification, TextClassification
 from sft_engine.columns import IMAGE_DIGEST, IMAGE_HEIGHT, IMAGE_WIDTH, with_folder
+from sft_engine.file_columns import NAMED
 from sft_engine.flow import Seeds
 from sft_engine.images import checking
-from sft_engine.images.checking import NAMED, cache_file, checked, located
+from sft_engine.images.checking import cache_file, checked, located
 from sft_engine.preflight import preflight
 from sft_engine.preparation import fingerprint, prepare_given, prepare_splits
 from sft_engine.settings import DataSettings

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sft_engine.errors import DataError
+from sft_engine.file_columns import FileError, path_of, read
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,7 +33,7 @@ _PADDING = 8
 """Bytes that the length in the header of a whole WAV may be off by."""
 
 
-class AudioError(DataError):
+class AudioError(FileError):
     """A recording that cannot be used.
 
     Args:
@@ -43,10 +41,8 @@ class AudioError(DataError):
         where: Path or row.
     """
 
-    def __init__(self, reason: str, where: str = "") -> None:
-        super().__init__(f"{where}: {reason}" if where else reason)
-        self.reason = reason
-        self.where = where
+    noun = "a recording"
+    plural = "recordings"
 
 
 @dataclass(frozen=True)
@@ -85,42 +81,12 @@ def decode(value: Any, where: str = "", *, seconds: float = math.inf) -> Sound:
         return Sound(
             value.samples[: frames_of(len(value.samples), value.rate, seconds)], value.rate
         )
-    return _decoded(read(value, where), where, seconds)
+    return _decoded(read(value, AudioError, where), where, seconds)
 
 
 def frames_of(frames: int, rate: int, seconds: float) -> int:
     """Return how many of a recording's samples are in its first seconds."""
     return frames if seconds * rate >= frames else math.ceil(seconds * rate)
-
-
-def path_of(value: Any) -> str:
-    """Return the path of a recording as text; empty if it has none."""
-    if isinstance(value, Mapping):
-        value = value.get("path")
-    return str(value) if isinstance(value, str | Path) else ""
-
-
-def read(value: Any, where: str = "") -> bytes:
-    """Return the bytes of the file that a value of an audio column stands for.
-
-    Raises:
-        AudioError: there is no such file, it may not be read, or the value is nothing of the kind.
-    """
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
-    if not isinstance(value, str | Path):
-        found = "nothing" if value is None else type(value).__name__
-        raise AudioError(f"found {found} where a path or the bytes of a recording belong", where)
-    path = Path(value)
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise AudioError("there is no such file", where or str(path)) from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise AudioError(f"it cannot be read ({reason.lower()})", where or str(path)) from error
 
 
 def _decoded(data: bytes, where: str, seconds: float) -> Sound:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from platformdirs import user_cache_dir
 
 from sft_engine.columns import (
@@ -28,24 +27,25 @@ from sft_engine.columns import (
     IMAGE_DIGEST,
     IMAGE_HEIGHT,
     IMAGE_WIDTH,
-    column_of,
     is_list,
-    is_text,
-    row_numbers,
-    with_column,
 )
 from sft_engine.errors import DataError
-from sft_engine.images.decoding import ImageError, decode, path_of, read
+from sft_engine.file_columns import (
+    holds_paths,
+    path_of,
+    portions,
+    read,
+    whole_rows,
+    with_absolute_paths,
+    with_facts,
+)
+from sft_engine.images.decoding import ImageError, decode
 from sft_engine.images.examples import in_threads, undecoded
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-NAMED = 20
-"""Broken images that one sentence names."""
-
 _FORMAT = "images-1"
-_PORTION = 512
 _log = logging.getLogger("sft_engine")
 
 
@@ -77,16 +77,10 @@ def located(rows: Dataset, split: str, folder: Path) -> Dataset:
     Raises:
         DataError: the column holds something else than paths, bytes or arrays.
     """
-    from datasets import Value
-
     rows = undecoded(rows, IMAGE)
+    if holds_paths(rows, IMAGE):
+        return with_absolute_paths(rows, IMAGE, folder)
     kind = rows.data.schema.field(IMAGE).type
-    if is_text(kind):
-        paths = [None if path is None else str(folder / path) for path in rows[IMAGE][:]]
-        return with_column(rows, IMAGE, paths, Value("string"))
-    fields = {kind.field(i).name for i in range(kind.num_fields)}
-    if {"bytes", "path"} <= fields:
-        return _with_located_files(rows, folder)
     # Arrays are lists, or an extension type of `datasets`.
     if not (is_list(kind) or "binary" in str(kind) or isinstance(kind, pa.BaseExtensionType)):
         raise DataError(
@@ -94,21 +88,6 @@ def located(rows: Dataset, split: str, folder: Path) -> Dataset:
             "images, or arrays: check data.columns."
         )
     return rows
-
-
-def _with_located_files(rows: Dataset, folder: Path) -> Dataset:
-    """Make the paths of a struct absolute where there are no bytes beside them."""
-    images = column_of(rows, IMAGE)
-    outside = pc.and_(pc.struct_field(images, "bytes").is_null(), images.is_valid())
-    if not pc.any(outside).as_py():
-        return rows
-    values = [
-        {"bytes": None, "path": str(folder / each["path"])}
-        if each and each["bytes"] is None and each["path"]
-        else each
-        for each in images.to_pylist()
-    ]
-    return with_column(rows, IMAGE, values, rows.features[IMAGE])
 
 
 def checked(rows: Dataset, split: str, *, skip: bool) -> Dataset:
@@ -122,54 +101,24 @@ def checked(rows: Dataset, split: str, *, skip: bool) -> Dataset:
     Raises:
         DataError: images are broken, named with path and reason; or none is left.
     """
-    from datasets import Value
-
     if IMAGE_DIGEST in rows.column_names:
         return rows  # looked at before
     facts, paths = _facts_of(rows)
-    broken = [index for index, each in enumerate(facts) if each.problem]
-    numbers = row_numbers(rows)
-    named = [f"{_name(paths[i], int(numbers[i]))}: {facts[i].problem}" for i in broken]
-    if broken and not skip:
-        raise DataError(_sentence(split, named, len(rows)))
-    for each in named:
-        _log.warning("[data] split '%s': %s; left out", split, each)
-    if len(broken) == len(rows):
-        raise DataError(
-            f"[data] split '{split}': none of {len(rows)} images can be used; {named[0]}."
-        )
     columns: dict[str, tuple[Any, str]] = {
         IMAGE_DIGEST: ([each.digest for each in facts], "string"),
         IMAGE_WIDTH: (np.array([each.width for each in facts], dtype=np.int32), "int32"),
         IMAGE_HEIGHT: (np.array([each.height for each in facts], dtype=np.int32), "int32"),
     }
-    for name, (values, dtype) in columns.items():
-        rows = with_column(rows, name, values, Value(dtype))
-    return rows.select(np.delete(np.arange(len(rows)), broken)) if broken else rows
-
-
-def _name(path: str, row: int) -> str:
-    return f"'{path}' (row {row})" if path else f"row {row}"
-
-
-def _sentence(split: str, named: Sequence[str], total: int) -> str:
-    more = f"; and {len(named) - NAMED} more" if len(named) > NAMED else ""
-    return (
-        f"[data] split '{split}': {len(named)} of {total} images cannot be used: "
-        f'{"; ".join(named[:NAMED])}{more}. Mend or remove them, or set on_error = "skip" in [data] to '
-        "leave them out."
-    )
+    looked = [(path, each.problem) for path, each in zip(paths, facts, strict=True)]
+    return whole_rows(with_facts(rows, columns), split, ImageError, looked, skip=skip)
 
 
 def _facts_of(rows: Dataset) -> tuple[list[Facts], list[str]]:
     """Return facts and path of every image, in the order of the rows."""
     facts: list[Facts] = []
     paths: list[str] = []
-    images = rows.select_columns([IMAGE])
     with closing(_open_cache()) as cache:
-        for start in range(0, len(images), _PORTION):
-            ids = range(start, min(start + _PORTION, len(images)))
-            values = [row[IMAGE] for row in images.__getitems__(list(ids))]
+        for values in portions(rows, IMAGE):
             paths += [path_of(value) for value in values]
             facts += _portion(values, cache)
     return facts, paths
@@ -189,7 +138,7 @@ def _portion(values: Sequence[Any], cache: _Cache) -> list[Facts]:
 def look(value: Any) -> Facts:
     """Decode an image, and return what there is to know of it; never raises for a broken one."""
     try:
-        data = None if isinstance(value, list | np.ndarray) else read(value)
+        data = None if isinstance(value, list | np.ndarray) else read(value, ImageError)
         digest = _digest(json.dumps(value).encode() if data is None else data)
     except (ImageError, TypeError) as error:
         return Facts(digest="", problem=getattr(error, "reason", str(error)))

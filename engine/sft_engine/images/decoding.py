@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sft_engine.errors import DataError
+from sft_engine.file_columns import FileError, path_of, read
 
 SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
@@ -51,7 +50,7 @@ BROKEN = (
 """What pillow raises for files that are damaged, each decoder in its own way."""
 
 
-class ImageError(DataError):
+class ImageError(FileError):
     """An image that cannot be used.
 
     Args:
@@ -59,10 +58,17 @@ class ImageError(DataError):
         where: Path or row.
     """
 
-    def __init__(self, reason: str, where: str = "") -> None:
-        super().__init__(f"{where}: {reason}" if where else reason)
-        self.reason = reason
-        self.where = where
+    noun = "an image"
+    plural = "images"
+
+    @classmethod
+    def why_not_read(cls, path: Path, error: Exception) -> str:
+        """Return why an image cannot be read, and what to check."""
+        if isinstance(error, FileNotFoundError):
+            return super().why_not_read(path, error)
+        if isinstance(error, IsADirectoryError):
+            return "it is a folder, not an image"
+        return f"{super().why_not_read(path, error)}; check '{path.name}'"
 
 
 def decode(value: Any, where: str = "") -> Image.Image:
@@ -85,43 +91,7 @@ def decode(value: Any, where: str = "") -> Image.Image:
         return _plain(value, where)
     if isinstance(value, np.ndarray | list):
         return _plain(_from_array(value, where), where)
-    return _decoded(read(value, where), where)
-
-
-def path_of(value: Any) -> str:
-    """Return the path of an image as text; empty if it has none."""
-    if isinstance(value, Mapping):
-        value = value.get("path")
-    return str(value) if isinstance(value, str | Path) else ""
-
-
-def read(value: Any, where: str = "") -> bytes:
-    """Return the bytes of the file that a value of an image column stands for.
-
-    Raises:
-        ImageError: there is no such file, it may not be read, or the value is nothing of the kind.
-    """
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
-    if not isinstance(value, str | Path):
-        found = "nothing" if value is None else type(value).__name__
-        raise ImageError(f"found {found} where a path or the bytes of an image belong", where)
-    path = Path(value)
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise ImageError(_why_not(path, error), where or str(path)) from error
-
-
-def _why_not(path: Path, error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    if isinstance(error, IsADirectoryError):
-        return "it is a folder, not an image"
-    reason = getattr(error, "strerror", None) or str(error)
-    return f"it cannot be read ({reason.lower()}); check '{path.name}'"
+    return _decoded(read(value, ImageError, where), where)
 
 
 def _decoded(data: bytes, where: str) -> Image.Image:
