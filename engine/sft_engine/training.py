@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import json
 import math
 import time
 from collections.abc import Callable
@@ -12,37 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from safetensors import SafetensorError
-
 from sft_engine import launch, ranks, sharding
 from sft_engine.assemble import Assembled, assemble, derive_seeds
-from sft_engine.checkpoint import Keeper, as_os_error, fingerprint, require_finite, restore
-from sft_engine.columns import row_numbers
+from sft_engine.checkpoint import Keeper, fingerprint, require_finite, restore
 from sft_engine.devices import enough_memory, own_state, wrap
 from sft_engine.diagnosis.watch import Watch
 from sft_engine.dispatch import note_component
-from sft_engine.errors import Interrupted, OutputError, RecipeError
+from sft_engine.errors import Interrupted, RecipeError
 from sft_engine.evaluation import Evaluated, evaluate
 from sft_engine.interruption import Signals
 from sft_engine.loop import Interval, Loop
 from sft_engine.metrics import direction_of
-from sft_engine.records import (
-    Recorder,
-    cannot_write,
-    failure_of_main,
-    provenance,
-    recorded_end,
-    remove,
-    sweep,
-    update_json,
-    write_json,
-    write_text,
-)
+from sft_engine.records import Recorder, failure_of_main, recorded_end, sweep, update_json
 from sft_engine.replay.replay import Replay
-from sft_engine.reporting import write_page
-from sft_engine.reporting.built_in import add_built_in
-from sft_engine.reporting.verdict import verdict
-from sft_engine.sentences import reason_of
+from sft_engine.run_files import RunFiles
 
 if TYPE_CHECKING:
     from sft_engine.catalog import Plan
@@ -161,7 +142,7 @@ def train(
                         progress.say(f"while ending: {failure}")
                 if built.run.replay is not None:
                     built.run.replay.close(finished=error is None)
-                session.take_back()
+                session.files.take_back()
                 progress.close()
 
 
@@ -184,7 +165,7 @@ class Session:
         self.best_metric = best_metric(run)
         self.watch = Watch(run, built.precision, run.plan.resolved().tables)
         self.began = time.perf_counter()
-        self.found: set[Path] | None = None
+        self.files = RunFiles(built)
         self.room = 0  # examples of an evaluation batch, once memory did not suffice for more
 
     # --- before ----------------------------------------------------------------------------------
@@ -211,7 +192,7 @@ class Session:
             run.hooks.sft_setup(run=run)
         if not again:
             self._record_findings()
-        self.found = None
+        self.files.keep()
 
     def _record_findings(self) -> None:
         """Record what was seen of the data before training; trackers are attached by now."""
@@ -222,56 +203,19 @@ class Session:
                 )
             self.watch.begin()
 
-    def take_back(self) -> None:
-        """Delete what a run has written that failed before it had begun."""
-        if self.found is None or not self.run.is_main:
-            return
-        folder = self.run.folder
-        remove(set(folder.iterdir()) - self.found if folder.exists() else ())
-        if folder not in self.found:
-            remove([folder])
-
     def _open_folder(self, *, resume: bool) -> bool:
         """Write the run folder, or clean up one that is there; return whether it has checkpoints."""
         folder = self.run.folder
         if not resume:
-            self.found = {folder, *folder.iterdir()} if folder.exists() else set()
+            self.files.remember()
         for part in (folder, folder / "predictions", self.keeper.folder):
             sweep(part)
         if not resume or not self.keeper.steps():
             self.recorder.cut(0)
-            self._write_folder()
+            self.files.write_first()
             return False
         update_json(folder / "run.json", {"status": "running"})
         return True
-
-    def _write_folder(self) -> None:
-        run = self.run
-        try:
-            run.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"cannot create the run folder {run.folder}: {reason_of(error)}, or choose another one "
-                "with --output"
-            ) from error
-        write_text(run.folder / "recipe.toml", run.plan.resolved().to_toml())
-        write_json(
-            run.folder / "run.json",
-            {
-                "recipe": self._recipe_name(),
-                **provenance(run, self.built.precision.name, self.built.fingerprints),
-                "label_names": list(run.task.head.names),
-                "status": "running",
-            },
-        )
-
-    def _recipe_name(self) -> str:
-        """Return the name of the file that the run was started with, on resume too."""
-        path = self.run.folder / "run.json"
-        if path.exists():
-            return str(json.loads(path.read_text(encoding="utf-8"))["recipe"])
-        own = self.run.plan.recipe.path
-        return own.name if own else "recipe.toml"
 
     def _restore(self) -> None:
         run = self.run
@@ -459,33 +403,7 @@ class Session:
         weights = sharding.whole_model(run)
         with ranks.together(run.accelerator):
             if run.is_main:
-                self._write_on_main(outcome, final, weights)
-
-    def _write_on_main(self, outcome: Outcome, final: list[Evaluated], weights: Any) -> None:
-        run = self.run
-        report: dict[str, Any] = {
-            "recipe": self._recipe_name(),
-            "reason": outcome.reason,
-            "steps": run.clock.step,
-            "split": outcome.split,
-            "metrics": outcome.metrics,
-            "best": outcome.best,
-            "fingerprint": outcome.fingerprint,
-            "seconds": round(outcome.seconds, 1),
-            "preflight": [{"level": f.level, "message": f.message} for f in self.built.findings],
-        }
-        add_built_in(run, report, final[0] if final else None)
-        self.watch.report(report)
-        if run.hooks.sft_report is not None:
-            run.hooks.sft_report(run=run, report=report)
-        report["verdict"] = verdict(report)
-        write_json(run.folder / "report.json", report)
-        if run.plan.evaluation.predictions:
-            for result in final:
-                write_predictions(run, outcome.split, result, run.folder)
-        if run.plan.evaluation.page:
-            write_page(run.folder)
-        save_model(run, weights, report)
+                self.files.write_last(outcome, final, weights, self.watch)
 
 
 def best_metric(run: Run) -> str:
@@ -503,63 +421,3 @@ def is_better(value: float, best: dict[str, Any] | None, direction: str) -> bool
     if best is None:
         return True
     return bool(value > best["value"] if direction == "max" else value < best["value"])
-
-
-def write_predictions(run: Run, split: str, result: Evaluated, folder: Path) -> None:
-    """Write a view's predictions, one line an example in the order of the split.
-
-    The plain view's are in `predictions/SPLIT.jsonl`, those of others in `predictions/SPLIT/VIEW.jsonl`.
-    """
-    numbers = row_numbers(run.splits[split].rows)[result.view.examples(run.splits[split])].tolist()
-    records = zip(numbers, run.task.records(result.predictions), strict=True)
-    lines = (json.dumps({"row": number, **record}) + "\n" for number, record in records)
-    name = f"{split}/{result.view.name.replace('/', '-')}" if result.view.name else split
-    write_text(folder / "predictions" / f"{name}.jsonl", lines)
-
-
-def save_model(run: Run, weights: Any, report: dict[str, Any]) -> None:
-    """Write `model/` whole or not at all, with a model card."""
-    final, temporary = run.folder / "model", run.folder / ".tmp-model"
-    remove([temporary])
-    try:
-        temporary.mkdir()
-        run.backbone.save(as_its_library_reads(run, weights, temporary), temporary, run.task)
-        write_text(temporary / "README.md", model_card(run, report))
-        for path in temporary.rglob("*.safetensors"):  # written for the owner alone
-            path.chmod((temporary / "README.md").stat().st_mode)
-        remove([final])
-        temporary.rename(final)
-    except (OSError, SafetensorError, OutputError) as error:
-        remove([temporary])
-        if isinstance(error, OutputError):
-            raise
-        system = as_os_error(error) if isinstance(error, SafetensorError) else error
-        raise cannot_write(final, system) from error
-
-
-def as_its_library_reads(run: Run, weights: Any, folder: Path) -> Any:
-    """Return the model to save: a copy that components have changed, where any wants to."""
-    if run.hooks.sft_save_model is None:
-        return weights
-    model = copy.deepcopy(weights)
-    run.hooks.sft_save_model(run=run, model=model, folder=folder)
-    return model
-
-
-def model_card(run: Run, report: dict[str, Any]) -> str:
-    """Return a model card in Markdown: what was trained on what, and what it reached."""
-    numbers = [
-        f"| {name} | {value if isinstance(value, int) else format(value, '.4f')} |"
-        for name, value in report["metrics"].items()
-        if isinstance(value, (int, float))
-    ]
-    table = "\n".join(["| metric | value |", "| --- | --- |", *numbers])
-    labels = ", ".join(run.task.head.names)
-    backbone = next(a.planned for a in run.active if a.planned.kind == "backbone")
-    options = "".join(f" `{backbone.options[key]}`" for key in ("name",) if key in backbone.options)
-    return (
-        f"# {report['recipe'].removesuffix('.toml')}\n\n"
-        f"Fine-tuned with sft-engine from {backbone.name}{options}; outputs: {labels}.\n\n"
-        f"Metrics on the {report['split'] or 'training'} split:\n\n{table}\n\n"
-        f"```toml\n{run.plan.recipe.to_toml()}```\n"
-    )

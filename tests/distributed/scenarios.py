@@ -17,11 +17,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sft_engine import LossTerm, OutputError, View, checkpoint, hookimpl, records, training
+from sft_engine import (
+    LossTerm,
+    OutputError,
+    View,
+    checkpoint,
+    hookimpl,
+    records,
+    run_files,
+    training,
+)
 from sft_engine.gradients import Gradients
 from sft_engine.state import digest
 from sft_engine.testing.runs import TINY, plan_recipe
 from sft_engine.training import train
+
+sys.path.append(str(Path(__file__).parents[1] / "probes"))  # data and models of every kind
+
+from watching import COMPONENTS as PROBED
 
 NOTES: list = []
 """What the components of this process noted in the current run."""
@@ -130,8 +143,8 @@ def failing(folder, rank, world, where, at, overrides=(), extensions=()):
         owner, name, error = {
             "checkpoint": (checkpoint, "_write_files", OSError(errno.ENOSPC, "No space left")),
             "records": (records, "append_line", OutputError("cannot write metrics.jsonl")),
-            "folder": (training, "write_text", OutputError("cannot write recipe.toml")),
-            "results": (training, "write_json", OutputError("cannot write report.json")),
+            "folder": (run_files, "write_text", OutputError("cannot write recipe.toml")),
+            "results": (run_files, "write_json", OutputError("cannot write report.json")),
             "data": (Texts, "load", ValueError("stumbled")),
         }[where]
         setattr(owner, name, raising(error, GOOD.get(where, 0), getattr(owner, name)))
@@ -334,6 +347,15 @@ class Normed:
         NOTES.append(digest(dict(run.model.named_buffers())))
 
 
+class Grouped:
+    """Puts group norm, which knows of one example alone, in the place of batch norm."""
+
+    @hookimpl
+    def sft_build_model(self, run):
+        for block in (run.model.stem, run.model.block):
+            block[1] = torch.nn.GroupNorm(1, block[1].num_features)
+
+
 class Views:
     """Offers a view of changed data and one of changed weights; notes whom it saw."""
 
@@ -437,9 +459,9 @@ class Texts:
 
 COMPONENTS_HERE = {
     each.__name__: each
-    for each in (Freeze, Terms, Drift, Asks, Idle, Normed, Views, Kill, Fails, Texts)
+    for each in (Freeze, Terms, Drift, Asks, Idle, Normed, Grouped, Views, Kill, Fails, Texts)
 }
-COMPONENTS = {
+COMPONENTS = PROBED | {
     ("data" if name == "Texts" else "extension", f"test/{name.lower()}"): f"scenarios:{name}"
     for name in COMPONENTS_HERE
 }

@@ -276,7 +276,7 @@ def _written(
 def _write(run: Run, results: dict[str, list[Evaluated]], probed: Probed, folder: Path) -> None:
     """Write `probes.json` and the predictions into a folder."""
     from sft_engine.records import library_versions, write_json, write_text
-    from sft_engine.training import write_predictions
+    from sft_engine.run_files import write_predictions
 
     plain = asdict(probed)
     del plain["folder"]
@@ -294,8 +294,8 @@ def _update(run: Run, results: dict[str, list[Evaluated]], probed: Probed) -> No
 
     from sft_engine.records import write_json
     from sft_engine.reporting import PAGE, write_page
+    from sft_engine.run_files import write_predictions
     from sft_engine.sections import add_section
-    from sft_engine.training import write_predictions
 
     path = probed.folder / "report.json"
     try:

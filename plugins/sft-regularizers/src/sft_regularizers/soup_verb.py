@@ -21,7 +21,8 @@ from sft_engine.evaluation import Evaluated, evaluate
 from sft_engine.exporting.folder import choose_output, new_folder
 from sft_engine.metrics import direction_of
 from sft_engine.records import library_versions, write_json, write_text
-from sft_engine.training import best_metric, model_card
+from sft_engine.run_files import model_card
+from sft_engine.training import best_metric
 from sft_regularizers.soup_members import HELD_OUT, Member, check_alike, read_members
 from sft_regularizers.soups import PATTERN, average_files, greedy
 from sft_regularizers.statistics import recompute_statistics
