@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sft_engine.features import last_input
 from sft_engine.feed import evaluation_batches
 from sft_engine.flow import View
 from sft_engine.records import write_json
@@ -24,7 +25,7 @@ from sft_engine.significance.drift import relative_drift
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from sft_engine.flow import Run
 
@@ -122,26 +123,6 @@ def features_of(run: Run, split: str) -> NDArray[np.float32]:
     if len({len(row) for row in rows.values()}) > 1:
         raise LookupError("the last layer sees more of longer examples")
     return np.stack([rows[i].numpy() for i in ids])
-
-
-@contextlib.contextmanager
-def last_input(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the first input of each layer with weights of its own, in the order of the calls."""
-    seen: list[Tensor] = []
-
-    def note(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if inputs and isinstance(inputs[0], torch.Tensor) and inputs[0].is_floating_point():
-            seen[:] = [inputs[0]]
-
-    layers = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
-    handles = [layer.register_forward_pre_hook(note) for layer in layers]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not seen:
-        raise LookupError("no layer with weights was called")
 
 
 def _write(path: Path, features: NDArray[np.float32]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from sft_engine import Batch, RecipeError, logits_of
 from sft_engine.devices import choose_precision
-from sft_engine.study.aftermath import last_input
+from sft_engine.features import last_input
 from sft_probes.asking import batch_size
 
 if TYPE_CHECKING:
