@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 from sft_engine.components import KINDS, SINGLE_KINDS
 from sft_engine.errors import RecipeError
 from sft_engine.sentences import closed, show_value
-from sft_engine.toml_lines import key_lines, show_key, split_key
+from sft_engine.toml_lines import Path as TomlPath
+from sft_engine.toml_lines import given_again, key_lines, show_key, split_key
 
 Tables = dict[str, Any]
 KeyPath = list[str | int]
@@ -213,14 +214,32 @@ def _decode(raw: bytes, path: Path) -> str:
         ) from None
 
 
+_TWICE = re.compile(r"Cannot (overwrite a value|declare .* twice)")
+
+
 def _toml_sentence(error: tomllib.TOMLDecodeError, text: str, name: str) -> str:
     message = str(error)
-    position = re.search(r" \(at line (\d+), column \d+\)$", message)
-    line = int(position[1]) if position else text.rstrip().count("\n") + 1
+    position = re.search(r" \(at line (\d+), column (\d+)\)$", message)
+    lines = text.rstrip().split("\n")
+    line, column = (int(position[1]), int(position[2])) if position else (len(lines), 0)
+    if _TWICE.match(message):
+        # The rest of the line was not looked at, and may be anything.
+        last = lines[line - 1][: column - 1 if column else None]
+        again = given_again("\n".join([*lines[: line - 1], last]))
+        if again is not None:
+            return f"{name}:{line}: {_twice(*again, table=last.lstrip().startswith('['))}."
     what = re.sub(r" \(at [^()]*\)$", "", message)
-    twice = re.match(r"Cannot (overwrite a value|declare .* twice|mutate .*)", what)
-    step = "a key or table is given twice, keep one of them" if twice else "correct this line"
-    return f"{name}:{line}: not valid TOML: {what[:1].lower()}{what[1:]}; {step}."
+    return f"{name}:{line}: not valid TOML: {what[:1].lower()}{what[1:]}; correct this line."
+
+
+def _twice(path: TomlPath, first: int, *, table: bool) -> str:
+    """Say that a key or table is given again, and what to do."""
+    key = show_key(path)
+    if not table:
+        return f"`{key}`: found a second time, allowed: once, as on line {first}; keep one of them"
+    several = path[0] in (*LIST_KINDS, STREAM, PHASE) and len(path) == 1
+    step = f"write `[[{key}]]` for each of several" if several else "move its keys there"
+    return f"`{key}`: found a second table `[{key}]`, allowed: one, as on line {first}; {step}"
 
 
 def _parse_override(text: str) -> tuple[KeyPath, Any]:

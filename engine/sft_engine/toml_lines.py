@@ -31,6 +31,17 @@ def key_lines(text: str) -> dict[Path, int]:
     return scanner.lines
 
 
+def given_again(text: str) -> tuple[Path, int] | None:
+    """Return the last key or table that the text has a second time, and the line of the first time.
+
+    Args:
+        text: Valid but for that, and cut off behind it; None is returned if it has nothing twice.
+    """
+    scanner = _Scanner(text)
+    scanner.document()
+    return scanner.again
+
+
 def split_key(text: str) -> list[str]:
     """Split a dotted key, quotes respected.
 
@@ -61,6 +72,7 @@ class _Scanner:
         self.text = text
         self.at = 0
         self.lines: dict[Path, int] = {}
+        self.again: tuple[Path, int] | None = None
         self._lists: dict[Path, int] = {}  # arrays of tables, with the index of the last one
         self._counted = (0, 1)  # a position and its line: counting goes on from there
 
@@ -98,6 +110,8 @@ class _Scanner:
         self._skip_spaces()
         path = self._within_lists(self.key())
         if opening == "[[":
+            if path in self.lines and path not in self._lists:
+                self.again = path, self.lines[path]
             self._lists[path] = self._lists.get(path, -1) + 1
             self.lines.setdefault(path, line)
             path = (*path, self._lists[path])
@@ -163,6 +177,8 @@ class _Scanner:
 
     def _note(self, path: Path, line: int) -> None:
         """Record a key and, where they have no line of their own, the tables above it."""
+        if path in self.lines:
+            self.again = path, self.lines[path]
         self.lines[path] = line
         for length in range(1, len(path)):
             self.lines.setdefault(path[:length], line)

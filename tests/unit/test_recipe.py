@@ -341,7 +341,7 @@ def test_with_overrides_leaves_the_recipe_as_it_was():
 
 ALLOWED = (
     "allowed: `extends`, `seed`, `seeds`, `backbone`, `task`, `data`, `optimizer`, `schedule`, "
-    "`freezing`, `regularizer`, `augmentation`, `probe`, `tracker`, `extension`, `stream`, "
+    "`freezing`, `regularizer`, `augmentation`, `probe`, `explanation`, `tracker`, `extension`, `stream`, "
     "`train`, `evaluation`, `checkpoint`, `phase`"
 )
 
@@ -418,15 +418,54 @@ ALLOWED = (
         (
             "[train]\nepochs = 1\nepochs = 2\n",
             (
-                "r.toml:3: not valid TOML: cannot overwrite a value; "
-                "a key or table is given twice, keep one of them."
+                "r.toml:3: `train.epochs`: found a second time, allowed: once, as on line 2; "
+                "keep one of them."
             ),
         ),
         (
-            "[train]\nepochs = 1\n[train]\n",
+            "seed = 1\n[train]\nepochs = 1\n\n[train]  # again\nsteps = 3\n",
             (
-                "r.toml:3: not valid TOML: cannot declare ('train',) twice; "
-                "a key or table is given twice, keep one of them."
+                "r.toml:5: `train`: found a second table `[train]`, allowed: one, as on line 2; "
+                "move its keys there."
+            ),
+        ),
+        (
+            '[probe]\nuse = "a"\n[probe]\nuse = "b"\n',
+            (
+                "r.toml:3: `probe`: found a second table `[probe]`, allowed: one, as on line 1; "
+                "write `[[probe]]` for each of several."
+            ),
+        ),
+        (
+            '[probe]\nuse = "a"\n[[probe]]\nuse = "b"\n',
+            (
+                "r.toml:3: `probe`: found a second table `[probe]`, allowed: one, as on line 1; "
+                "write `[[probe]]` for each of several."
+            ),
+        ),
+        (
+            "train = { epochs = 1 }\n[train]\nsteps = 3\n",
+            (
+                "r.toml:2: `train`: found a second table `[train]`, allowed: one, as on line 1; "
+                "move its keys there."
+            ),
+        ),
+        (
+            "[[probe]]\nuse = 'a'\n[[probe]]\nuse = 'b'\nuse = 'c' [ } ]\n",
+            (
+                "r.toml:5: `probe[1].use`: found a second time, allowed: once, as on line 4; "
+                "keep one of them."
+            ),
+        ),
+        (
+            "seed = 1\nseed = 2",
+            "r.toml:2: `seed`: found a second time, allowed: once, as on line 1; keep one of them.",
+        ),
+        (
+            "train = { epochs = 1 }\ntrain.steps = 3\n",
+            (
+                "r.toml:2: not valid TOML: cannot mutate immutable namespace ('train',); "
+                "correct this line."
             ),
         ),
         (
