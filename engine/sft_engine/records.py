@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
     from sft_engine.flow import Run
 
+HOPELESS = "hopeless"
+"""How the reason in report.json begins for which a study stopped a run early."""
+
+GIVEN_UP = ("DivergedError", "OutOfMemoryError")
+"""Errors in run.json that are a result of a run, not a mistake of the user."""
+
 LIBRARIES = (
     "sft-engine",
     "torch",
@@ -142,6 +148,26 @@ def write_text(path: Path, text: str | Iterable[str]) -> None:
         temporary.replace(path)
     except OSError as error:
         raise cannot_write(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_asked(path: Path, content: bytes) -> None:
+    """Write the file that `--output` names, whole or not at all; its folder is made if only that is missing.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written: {reason_of(error)}, or choose another --output"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -57,7 +57,8 @@ class Folders:
             else:
                 path = folder / "predictions" / split / f"{view}.jsonl"
                 path.parent.mkdir(exist_ok=True)
-                path.write_text(as_lines(self.lines(given)))
+                lines_of_view = given if isinstance(given[0], dict) else self.lines(given)
+                path.write_text(as_lines(lines_of_view))
         if lines is not None:
             (folder / "predictions" / f"{split}.jsonl").write_text(as_lines(lines))
         evaluations = [
@@ -73,7 +74,7 @@ class Folders:
         return folder
 
     def study(self, name, rights):
-        """Write a study: `rights[data][seed]` says which answers are right; None for a run that failed."""
+        """Write a study: `rights[data][seed]` says which answers are right; None for a run without result."""
         for d, row in enumerate(rights):
             for s, right in enumerate(row):
                 cell = f"{name}/runs/data-{d}-seed-{s}"

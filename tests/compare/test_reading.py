@@ -8,7 +8,7 @@ import pytest
 from compared_folders import right, write
 
 from sft_engine import compare
-from sft_engine.comparing.runs import read_groups
+from sft_engine.comparing.runs import LeftOut, read_groups
 from sft_engine.errors import CheckpointError, DataError, RecipeError
 
 
@@ -37,17 +37,57 @@ def test_folders_of_one_name_are_told_apart_by_their_path(folders):
     assert list(names([one, two])) == [str(one), str(two)]
 
 
-def test_a_study_is_a_group_and_its_failed_runs_are_named(folders):
+def test_a_study_is_a_group_and_its_unfinished_runs_are_named(folders):
     study = folders.study("s", [[right(0.5), right(0.6)], [right(0.7), None]])
     plain = folders.run("plain", right(0.5))
     (group, other) = read_groups([f"ours={study}", plain])
-    assert (group.name, group.study, group.missing) == ("ours", True, ("data-1-seed-1",))
+    assert (group.name, group.study) == ("ours", True)
+    assert group.left_out == (LeftOut("data-1-seed-1", "not finished", ""),)
     assert {(m.data, m.seeds[0]) for m in group.members} == {
         ("data 0", 0), ("data 0", 1), ("data 1", 0),
     }  # fmt: skip
     found = compare([study, plain])
-    assert "s: 1 of 4 runs have no result and are left out" in " ".join(found.notes)
+    assert "s: 1 of 4 runs left out" in " ".join(found.notes)
     assert not other.study
+
+
+def test_hopeless_and_failed_runs_of_a_study_count_in_no_figure(folders):
+    """As a study does: they are left out of the scores, and said, whether they left a report or not."""
+    flags = [[right(0.9), right(0.8)], [right(0.1), None]]
+    study, same = folders.study("s", flags), folders.study("t", [flags[0], [None, None]])
+    report = study / "runs/data-1-seed-0/report.json"
+    reason = "hopeless: accuracy 0.1 at step 3, median of 3 other runs 0.9"
+    write(report, {**json.loads(report.read_text()), "reason": reason})
+    end = {"error": "DivergedError", "message": "the loss is nan at step 0: lower `optimizer.lr`"}
+    write(study / "runs/data-1-seed-1/run.json", end)
+    never = {"name": "data-2-seed-0", "data": 2, "seed": 0}
+    write(study / "study.json", {"cells": [never]})
+    found = compare([study, same], resamples=200)
+    assert found.groups[0].values == found.groups[1].values == (0.9, 0.8)
+    assert [(each.run, each.why, each.reason) for each in found.groups[0].left_out] == [
+        ("data-1-seed-0", "stopped as hopeless", reason.removeprefix("hopeless: ")),
+        ("data-1-seed-1", "failed", "the loss is nan at step 0"),
+        ("data-2-seed-0", "not finished", ""),
+    ]
+    assert "3 of 5 runs of s (1 stopped as hopeless, 1 failed, 1 not finished)" in found.verdict
+    assert "2 of 4 runs of t (not finished)" in found.verdict
+    assert "data-1-seed-0 stopped as hopeless (accuracy 0.1 at step 3" in found.notes[0]
+    table = found.sections[0]["blocks"][0]
+    assert table["columns"][:3] == ["group", "runs", "left out"]
+    assert [row[1:3] for row in table["rows"]] == [[2, 3], [2, 2]]
+    assert found.as_json()["groups"][0]["left_out"][0]["why"] == "stopped as hopeless"
+    # Named one by one it is compared, with a note.
+    alone = compare([study / "runs/data-1-seed-0", study / "runs/data-0-seed-0"], resamples=200)
+    assert "was stopped as hopeless (accuracy 0.1" in " ".join(alone.notes)
+
+
+def test_a_study_of_which_no_run_came_to_its_end_is_refused(folders):
+    study = folders.study("s", [[right(0.5), None]])
+    report = study / "runs/data-0-seed-0/report.json"
+    write(report, {**json.loads(report.read_text()), "reason": "hopeless: far behind"})
+    said = r"s is a study without a run that trained to its end \(1 stopped as hopeless, 1 not finished\)"
+    with pytest.raises(CheckpointError, match=said):
+        compare([study, folders.run("plain", right(0.5))])
 
 
 @pytest.mark.parametrize(
@@ -61,7 +101,7 @@ def test_a_study_is_a_group_and_its_failed_runs_are_named(folders):
         (["a", "begun"], CheckpointError, "begun has no report.json, .* `sft-engine resume begun`"),
         (["a", "broken"], CheckpointError, r"report\.json cannot be read \(JSONDecodeError\)"),
         (["a", "unjudged"], CheckpointError, "unjudged was evaluated on no split"),
-        (["a", "empty-study"], CheckpointError, "empty-study is a study without a finished run"),
+        (["a", "empty-study"], CheckpointError, "empty-study is a study without a run that"),
         (["a", "search"], CheckpointError, "search is a search of `sft-engine tune`"),
         (["a", "x=b,empty-study"], RecipeError, "empty-study is a study, a group of its own"),
     ],

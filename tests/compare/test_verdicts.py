@@ -268,6 +268,19 @@ def test_runs_that_agree_on_too_few_examples_may_be_turned_round(tmp_path):
     assert "other examples may turn it round" in found.verdict
 
 
+def test_limits_over_runs_alone_show_nothing(folders):
+    """Five pairs for and one against: the limits leave out zero, and the exact test is not sure."""
+    one = [folders.run(f"a{i}", right(0.7), seed=i) for i in range(6)]
+    shares = [0.6] * 5 + [0.71]
+    two = [folders.run(f"b{i}", right(share), seed=i) for i, share in enumerate(shares)]
+    found = compare({"a": one, "b": two})
+    (pair,) = found.pairs
+    assert pair.evidence.over_runs.p == 4 / 64
+    assert pair.evidence.limits.low > 0
+    assert pair.verdict.code == "undecided"
+    assert "The interval leaves out zero, but the test does not bear it out." in found.verdict
+
+
 def test_a_group_against_a_single_run_speaks_of_these_models(folders):
     one = group(folders, "a", [0.9] * 4)
     found = compare({"a": one, "b": [folders.run("b", noisy(0.6, 0))]})
@@ -418,6 +431,17 @@ def test_three_groups_over_the_same_seeds(folders):
     assert {section["id"] for section in found.sections} >= {"comparison", "comparison-many"}
 
 
+def test_three_groups_of_few_seeds_are_ranked_within_examples(folders):
+    groups = {name: group(folders, name, [0.8] * 2) for name in "abc"}
+    found = compare(groups)
+    assert found.many.blocks == "examples"
+    said = "Ranked within examples, this speaks of these runs, not of other seeds."
+    assert found.many.sentence.endswith(said)
+    assert found.as_json()["title"] == "a, b and c"
+    single = compare([each[0] for each in groups.values()])
+    assert said not in single.many.sentence
+
+
 def test_three_that_do_not_differ(folders):
     runs = [folders.run(name, noisy(0.8, i)) for i, name in enumerate("abc")]
     found = compare(runs)
@@ -459,6 +483,34 @@ def test_probe_views_with_predictions_are_paired(folders):
         "a": pytest.approx([0.9, 0.85, 0.8]),
         "b": pytest.approx([0.9, 0.84, 0.5]),
     }
+
+
+def test_the_curve_of_a_probe_starts_at_the_clean_value_on_its_own_examples(folders):
+    """A probe of 50 of 200 examples, on which these models are better and worse than on all."""
+    part = range(50)
+    first = np.arange(200) < 100
+    clean = {"a": first, "b": ~first}
+    for name, flags in clean.items():
+        seen = folders.lines(flags)[: len(part)]
+        folders.run(name, flags, views={"typos@0.2": seen, "typos@0.4": seen, "blur": seen})
+    found = compare([folders.root / name for name in clean])
+    assert [group.values for group in found.groups] == [(0.5,), (0.5,)]
+    probes = next(s for s in found.sections if s["id"] == "comparison-probes")
+    (curve,) = [block for block in probes["blocks"] if block["kind"] == "lines"]
+    assert curve["x"]["values"] == [0.0, 0.2, 0.4]
+    assert {s["name"]: s["values"] for s in curve["series"]} == {
+        "a": [1.0, 1.0, 1.0],
+        "b": [0.0, 0.0, 0.0],
+    }
+    assert {v.evidence.view for v in found.views} == {"typos@0.2", "typos@0.4", "blur"}
+
+
+def test_the_curve_of_totals_starts_at_the_clean_value_on_all(folders):
+    runs = [folders.run(name, right(0.9), views={"typos@1": {"accuracy": 0.6}}) for name in "ab"]
+    probes = next(s for s in compare(runs).sections if s["id"] == "comparison-probes")
+    curve = next(block for block in probes["blocks"] if block["kind"] == "lines")
+    assert [s["values"] for s in curve["series"]] == [pytest.approx([0.9, 0.6])] * 2
+    assert probes["summary"].endswith(": no difference is shown on any.")
 
 
 def test_one_view_alone(folders):

@@ -137,6 +137,18 @@ def test_looking_changes_nothing(tmp_path):
     assert all("train" not in r for r in records(tmp_path / "other", "diagnostics"))
 
 
+@pytest.mark.parametrize(("number", "said"), [(5, ["train-sample 5"]), (0, [])])
+def test_the_console_counts_the_training_sample_if_there_is_one(tmp_path, number, said):
+    out = io.StringIO()
+    overrides = [*SHORT, "train.steps=1", f"evaluation.train_sample={number}"]
+    console = Console(stream=out, errors=io.StringIO())
+    run_recipe(tmp_path / "run", ills.TEXT, overrides, ills.PARTS, progress=console)
+    (line,) = [each for each in out.getvalue().splitlines() if each.startswith("examples: ")]
+    sizes = line.removeprefix("examples: ").partition("; 1 steps, ")[0].split(", ")
+    assert [size.split()[0] for size in sizes[:2]] == ["train", "validation"]
+    assert [size for size in sizes if "sample" in size] == said
+
+
 def test_the_training_sample_is_evaluated_as_validation_is(tmp_path):
     """With the training split as the validation split, both have the same loss."""
     source = diagnosis_parts.Letters.load

@@ -97,3 +97,15 @@ def ranks(tmp_path_factory):
     yield forker
     forker.process.kill()
     forker.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def one(request, ranks):
+    """The runs `CASES` of a test's module, each in one process."""
+    return ranks("runs", world=1, cases=request.module.CASES)
+
+
+@pytest.fixture(scope="module")
+def two(request, ranks):
+    """The same runs, each on two processes."""
+    return ranks("runs", cases=request.module.CASES)

@@ -38,16 +38,6 @@ FSDP = {
 FILES = ("model/model.safetensors", "model/adapter/adapter_model.safetensors")
 
 
-@pytest.fixture(scope="module")
-def one(ranks):
-    return ranks("runs", world=1, cases=CASES)
-
-
-@pytest.fixture(scope="module")
-def two(ranks):
-    return ranks("runs", cases=CASES)
-
-
 def assert_same(group, other, name):
     for file in FILES:
         ours, theirs = (load_file(g.folder / name / file) for g in (group, other))

@@ -29,16 +29,6 @@ for case in CASES.values():
     case["overrides"] += ["backbone.dtype=float64", "train.steps=4", "evaluation.every_steps=3"]
 
 
-@pytest.fixture(scope="module")
-def one(ranks):
-    return ranks("runs", world=1, cases=CASES)
-
-
-@pytest.fixture(scope="module")
-def two(ranks):
-    return ranks("runs", cases=CASES)
-
-
 def lines(group, name, file):
     return [json.loads(line) for line in (group.folder / name / file).read_text().splitlines()]
 

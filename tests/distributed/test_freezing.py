@@ -54,16 +54,6 @@ for name, (options, extensions) in PLUGIN.items():
     CASES[name] = {"overrides": [*DECAY, *own], "extensions": extensions, "micro": 8}
 
 
-@pytest.fixture(scope="module")
-def one(ranks):
-    return ranks("runs", world=1, cases=CASES)
-
-
-@pytest.fixture(scope="module")
-def two(ranks):
-    return ranks("runs", cases=CASES)
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_weights_are_those_of_one_process(one, two, name):
     ours, theirs = (load_file(g.folder / name / "model/model.safetensors") for g in (two, one))

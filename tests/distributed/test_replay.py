@@ -45,11 +45,6 @@ CASES = {
 ON = [text.format(micro=4) for text in [*FROZEN, "train.replay=true"]]
 
 
-@pytest.fixture(scope="module")
-def two(ranks):
-    return ranks("runs", cases=CASES)
-
-
 def notices(folder):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [r["message"] for r in map(json.loads, lines) if r["kind"] == "notice"]

@@ -48,11 +48,6 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def one(ranks):
-    return ranks("runs", world=1, cases=CASES)
-
-
-@pytest.fixture(scope="module")
 def two(ranks):
     return ranks("sharded", environ=FSDP, cases=CASES)
 

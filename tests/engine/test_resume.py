@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sft_engine import CheckpointError, Interrupted, hookimpl
+from sft_engine import CheckpointError, Interrupted
 from sft_engine.checkpoint import Keeper
 from sft_engine.testing.runs import TINY, plan_recipe, run_recipe
 from sft_engine.training import train
@@ -24,43 +24,11 @@ NOISY = [
     "train.epochs=4",
     "train.micro_batch_size=6",
 ]
-COMPONENTS = {("extension", "test/drift"): f"{__name__}:Drift"}
+COMPONENTS = {("extension", "test/drift"): "victims:Drift"}
 TEXT = (
     TINY
     + '[[extension]]\nuse = "test/drift"\n[[extension]]\nuse = "early-stopping"\npatience = 50\n'
 )
-
-
-class Drift:
-    """State of every kind: weights averaged, numbers counted, all generators used.
-
-    Args:
-        decay: Of the average.
-    """
-
-    def __init__(self, decay: float = 0.9) -> None:
-        self.decay = decay
-        self.average: dict[str, torch.Tensor] = {}
-        self.drawn: list[float] = []
-
-    @hookimpl
-    def sft_step_end(self, run):
-        for name, weight in run.model.named_parameters():
-            old = self.average.get(name, weight.detach().clone())
-            self.average[name] = self.decay * old + (1 - self.decay) * weight.detach()
-        self.drawn.append(random.random() + np.random.rand() + torch.rand(()).item())
-
-    @hookimpl
-    def sft_batch(self, run, batch):
-        keep = torch.rand(batch.inputs["ids"].shape) > 0.1
-        batch.inputs["ids"] = batch.inputs["ids"] * keep
-
-    def state_dict(self):
-        return {"average": self.average, "drawn": self.drawn, "pair": (1, {2: np.arange(3)})}
-
-    def load_state_dict(self, state):
-        assert state["pair"][1][2].tolist() == [0, 1, 2]
-        self.average, self.drawn = state["average"], state["drawn"]
 
 
 @pytest.fixture(scope="module")

@@ -58,6 +58,7 @@ class Drift:
         return {"average": self.average, "drawn": self.drawn, "pair": (1, {2: np.arange(3)})}
 
     def load_state_dict(self, state):
+        assert state["pair"][1][2].tolist() == [0, 1, 2]
         self.average, self.drawn = state["average"], state["drawn"]
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sft_engine.recipe import parse_recipe
+
 WORDS = "[PAD] [UNK] [CLS] [SEP] good bad film plot the a was very not and it".split()
 
 
@@ -62,3 +64,14 @@ def reviews(tmp_path_factory) -> Path:
             tags = ";".join(["nice"] * good + ["long"] * (length > 4)) or "short"
             writer.writerow([" ".join(words), "pos" if good else "neg", length / 4, tags])
     return path
+
+
+@pytest.fixture
+def recipe(request, tiny_bert, reviews):
+    """Read the recipe `RECIPE` of a test's module, with overrides."""
+    text = request.module.RECIPE.format(data=reviews, model=tiny_bert)
+
+    def make(*overrides):
+        return parse_recipe(text, "reviews.toml", overrides)
+
+    return make

@@ -7,7 +7,6 @@ import json
 import pytest
 
 import sft_engine
-from sft_engine.recipe import parse_recipe
 from sft_engine.tracing import trace
 
 RECIPE = """
@@ -33,14 +32,6 @@ lr = 5e-3
 [freezing]
 use = "frozen"
 """
-
-
-@pytest.fixture
-def recipe(tiny_bert, reviews):
-    def make(*overrides):
-        return parse_recipe(RECIPE.format(data=reviews, model=tiny_bert), "reviews.toml", overrides)
-
-    return make
 
 
 def records(folder, kind):

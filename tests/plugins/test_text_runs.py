@@ -34,14 +34,6 @@ lr = 5e-3
 """
 
 
-@pytest.fixture
-def recipe(tiny_bert, reviews):
-    def make(*overrides):
-        return parse_recipe(RECIPE.format(data=reviews, model=tiny_bert), "reviews.toml", overrides)
-
-    return make
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_bert, reviews):
     folder = tmp_path_factory.mktemp("finished") / "run"

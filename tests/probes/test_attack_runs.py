@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from watching import COMPONENTS, RECIPES
+from datasets import Dataset
+from watching import COMPONENTS, RECIPES, Words
 
 from sft_engine import RecipeError
 from sft_engine.assemble import assemble
@@ -185,6 +186,46 @@ def test_a_model_against_itself_has_an_mce_of_100(carry_out, report_of, tmp_path
 def test_what_cannot_be_attacked_is_said_before_training(kind, tables, sentence) -> None:
     with pytest.raises(RecipeError, match=sentence):
         built(kind, f'[[probe]]\nuse = "{tables}"\n')
+
+
+CLASSES_ONLY = {
+    "image": ("fgsm", "pgd", "autoattack", "corruptions"),
+    "text": ("embedding-fgsm", "embedding-pgd", "word-substitution", "checklist", "ood"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "head"),
+    [(kind, name, "multi-label") for kind, names in CLASSES_ONLY.items() for name in names]
+    + [("text", name, "regression") for name in CLASSES_ONLY["text"]],
+)
+def test_what_needs_one_class_an_example_refuses_other_tasks(
+    tmp_path, monkeypatch, kind, name, head
+) -> None:
+    """There is no regression on images."""
+    path = tmp_path / "tests.toml"
+    path.write_text('[[test]]\nname = "x"\ntype = "MFT"\nlabel = "a"\ntexts = ["aa"]\n')
+    task = f'"{kind}-classification"'
+    other = {"multi-label": f'{task}\nlabels = "multi"', "regression": '"text-regression"'}[head]
+    monkeypatch.setitem(RECIPES, kind, RECIPES[kind].replace(task, other))
+    if head == "regression":
+        monkeypatch.setattr(Words, "load", in_numbers(Words.load))
+    tests = f'path = "{path}"\n' if name == "checklist" else ""
+    said = f"`{name}` (needs one class an example|is for classification), and the task is {head}: remove"
+    with pytest.raises(RecipeError, match=said):
+        built(kind, f'[[probe]]\nuse = "{name}"\n{tests}')
+
+
+def in_numbers(load):
+    """Return a source whose labels are numbers."""
+
+    def loaded(self):
+        return {
+            name: Dataset.from_list([{**row, "label": float(row["label"] == "a")} for row in rows])
+            for name, rows in load(self).items()
+        }
+
+    return loaded
 
 
 def test_a_backbone_that_hides_its_normalisation_is_refused(monkeypatch) -> None:

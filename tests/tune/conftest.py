@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from sft_engine import catalog, records
-from sft_engine.cli import cli
-from sft_engine.cli.ending import exit_code_of
 from sft_engine.testing import install_fake
 
 PLUGIN = """
@@ -105,19 +103,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("tiny.toml").write_text(RECIPE.read_text())
     return tmp_path
-
-
-@pytest.fixture
-def sft(capsys):
-    """Run the command line in this process."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = exit_code_of(cli, [str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture

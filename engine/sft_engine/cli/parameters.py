@@ -35,6 +35,14 @@ output_option = click.option(
     type=click.Path(dir_okay=False),
     help="Write to this file instead of standard output.",
 )
+study_option = click.option(
+    "--output",
+    "-o",
+    type=click.Path(),
+    metavar="DIRECTORY",
+    required=True,
+    help="Of the study: new, empty, or that of the same study, which goes on.",
+)
 
 
 def verb(function: F) -> click.Command:

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sft_engine.cli.parameters import json_option, recipe_argument, set_option, verb
+from sft_engine.cli.parameters import (
+    json_option,
+    recipe_argument,
+    set_option,
+    study_option,
+    verb,
+)
 from sft_engine.cli.shown import new_console, say
 
 if TYPE_CHECKING:
@@ -61,14 +67,7 @@ DROP_AFTER = 0.3
     default=None,
     help="Of each run.  [default: processors / jobs; with ray 1]",
 )
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(),
-    metavar="DIRECTORY",
-    required=True,
-    help="Of the study: new, empty, or that of the same study, which goes on.",
-)
+@study_option
 @click.option(
     "--drop-hopeless",
     is_flag=True,

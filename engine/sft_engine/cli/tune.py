@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sft_engine.cli.parameters import json_option, recipe_argument, verb
+from sft_engine.cli.parameters import json_option, recipe_argument, study_option, verb
 from sft_engine.cli.shown import new_console, say
 from sft_engine.errors import SftError
 
@@ -32,14 +32,7 @@ if TYPE_CHECKING:
     required=True,
     help="How many shall have ended: complete, pruned or failed. A larger number goes on.",
 )
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(),
-    metavar="DIRECTORY",
-    required=True,
-    help="Of the study: new, empty, or that of the same study, which goes on.",
-)
+@study_option
 @click.option(
     "--metric",
     default="",

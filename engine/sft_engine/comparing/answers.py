@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -75,6 +75,18 @@ class Answers:
             return None
         equal = self.chosen == self.truth
         return np.asarray(equal if equal.ndim == 1 else equal.all(axis=1))
+
+    def of_rows(self, rows: Sequence[Any]) -> Answers:
+        """Return the answers to these rows alone."""
+        wanted = set(rows)
+        places = [place for place, row in enumerate(self.rows) if row in wanted]
+        return replace(
+            self,
+            rows=tuple(self.rows[place] for place in places),
+            truth=self.truth[places],
+            given=self.given[places],
+            records=tuple(self.records[place] for place in places),
+        )
 
 
 def read_answers(path: Path) -> Answers | None:

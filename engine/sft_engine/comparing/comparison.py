@@ -12,15 +12,17 @@ import numpy as np
 
 from sft_engine.comparing.answers import MAIN, measure_of, value_of
 from sft_engine.comparing.design import is_crossed
-from sft_engine.comparing.evidence import Evidence, values_of, weigh
+from sft_engine.comparing.evidence import Evidence, clean_on, values_of, weigh
 from sft_engine.comparing.many import ManyResult, compare_many
 from sft_engine.comparing.over_runs import Question
 from sft_engine.comparing.runs import (
     CLEAN,
     Given,
     Group,
+    LeftOut,
     read_groups,
     require_same_examples,
+    said_of,
     same_rows,
 )
 from sft_engine.comparing.spread import Spread, compare_spread
@@ -36,6 +38,9 @@ VIEW_RESAMPLES = 2_000
 
 ROUNDING = 1e-4
 
+NAMED = 3
+"""Runs that are left out and named one by one."""
+
 
 @dataclass(frozen=True)
 class GroupResult:
@@ -48,7 +53,7 @@ class GroupResult:
         values: The metric of each run.
         summary: Mean, spread and worst of them.
         disagreement: Share of examples on which two of its runs differ; NaN for a single run.
-        missing: Runs of the study without a result.
+        left_out: Runs of the study that count in no figure: stopped as hopeless, failed, not finished.
     """
 
     name: str
@@ -57,7 +62,7 @@ class GroupResult:
     values: tuple[float, ...]
     summary: Summary
     disagreement: float
-    missing: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,8 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain dictionaries and lists; `sections` at the end."""
-        title = " and ".join(group.name for group in self.groups)
+        *names, last = [group.name for group in self.groups]
+        title = f"{', '.join(names)} and {last}"
         # In a report, examples are counted by split.
         counts = {self.split: self.examples}
         return {"kind": "comparison", "title": title, **asdict(self), "examples": counts}
@@ -153,7 +159,8 @@ def compare_runs(
             _ranked(scores, question),
             [(each.evidence, each.verdict) for each in pairs],
             test=many.sentence if many else "",
-        ),
+        )
+        + _left_out(groups),
         metric=name,
         larger_is_better=question.larger_is_better,
         split=groups[0].members[0].split,
@@ -285,7 +292,7 @@ def _described(group: Group, scores: Sequence[float], view: str, question: Quest
         tuple(scores),
         summary(scores, larger_is_better=question.larger_is_better),
         _disagreement(group, view),
-        group.missing,
+        group.left_out,
     )
 
 
@@ -300,20 +307,33 @@ def _disagreement(group: Group, view: str) -> float:
 def _curves(
     groups: Sequence[Group], views: Sequence[str], metric: str
 ) -> dict[str, dict[str, float]]:
-    """Return the mean of the metric by view, then by group, for severity curves."""
-    return {
+    """Return the mean of the metric by view, then by group, for severity curves.
+
+    A probe looks at some examples of the split: the start of its curve, `PROBE@0`, is the clean value on these.
+    """
+    curves = {
         view: {group.name: float(np.mean(values_of(group, view, metric))) for group in groups}
         for view in views
         if _has_metric(groups, view, metric)
     }
+    starts: dict[str, dict[str, float]] = {}
+    for view in curves:
+        probe, at, _ = view.rpartition("@")
+        if at and f"{probe}@0" not in {*curves, *starts}:
+            starts[f"{probe}@0"] = {
+                group.name: float(np.mean([clean_on(m, view, metric) for m in group.members]))
+                for group in groups
+            }
+    return starts | curves
 
 
 def _notes(groups: Sequence[Group], view: str, question: Question) -> list[str]:
-    notes = [
-        f"{group.name}: {len(group.missing)} of {len(group.missing) + len(group.members)} runs have no "
-        "result and are left out; if they failed, its figures are too good."
+    notes = [_who_is_left_out(group) for group in groups if group.left_out]
+    notes += [
+        f"{member.folder} was stopped as hopeless ({member.hopeless}): it did not train to its end."
         for group in groups
-        if group.missing
+        for member in group.members
+        if member.hopeless
     ]
     if len({member.data for group in groups for member in group.members[:1]}) > 1:
         notes.append("Not all were trained on the same examples.")
@@ -323,6 +343,28 @@ def _notes(groups: Sequence[Group], view: str, question: Question) -> list[str]:
             f"There are no predictions of the view {view}: nothing can be said about other examples."
         )
     return [note for note in notes if note]
+
+
+def _who_is_left_out(group: Group) -> str:
+    odd = group.left_out
+    named = "; ".join(
+        f"{each.run} {each.why}{f' ({each.reason})' if each.reason else ''}" for each in odd[:NAMED]
+    )
+    more = f"; and {len(odd) - NAMED} more" if len(odd) > NAMED else ""
+    return (
+        f"{group.name}: {len(odd)} of {group.planned} runs left out, so its figures are those of runs that "
+        f"train to their end: {named}{more}."
+    )
+
+
+def _left_out(groups: Sequence[Group]) -> str:
+    """Say in the verdict which groups lack runs: theirs are the figures of survivors."""
+    parts = [
+        f"{len(group.left_out)} of {group.planned} runs of {group.name} ({said_of(group.left_out)})"
+        for group in groups
+        if group.left_out
+    ]
+    return f" Left out: {', '.join(parts)}." if parts else ""
 
 
 def _odd(member: Any, view: str, question: Question) -> str:

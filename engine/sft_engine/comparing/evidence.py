@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sft_engine.comparing.answers import Answers, Measure, columns_of, measure_of, value_of
 from sft_engine.comparing.design import pairs_of, run_mean
 from sft_engine.comparing.over_runs import OverRuns, Question, over_runs_of, student
-from sft_engine.comparing.runs import Group, Member, same_rows
+from sft_engine.comparing.runs import CLEAN, Group, Member, same_rows
 from sft_engine.significance import effects
 from sft_engine.significance.agreement import churn
 from sft_engine.significance.bootstrap import Bootstrap, bootstrap
@@ -88,6 +88,15 @@ def _value(member: Member, view: str, metric: str) -> float:
     answers = member.answers(view)
     measure = None if answers is None else measure_of(metric, answers.kind)
     return math.nan if answers is None or measure is None else value_of(measure, answers)
+
+
+def clean_on(member: Member, view: str, metric: str) -> float:
+    """Return the clean metric of a run on the examples of a view; on all where they are not known."""
+    clean, seen = member.answers(CLEAN), member.answers(view)
+    measure = measure_of(metric, clean.kind) if clean else None
+    if clean is None or seen is None or measure is None or clean.rows == seen.rows:
+        return _value(member, CLEAN, metric)
+    return value_of(measure, clean.of_rows(seen.rows))
 
 
 def weigh(first: Group, second: Group, view: str, question: Question) -> Evidence:

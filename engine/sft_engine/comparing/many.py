@@ -55,7 +55,10 @@ def compare_many(
     test = friedman(table, larger_is_better=larger)
     between = nemenyi(table, alpha=alpha, larger_is_better=larger)
     names = [group.name for group in groups]
-    return ManyResult(blocks, test, between, _sentence_of_many(names, test, between, blocks, alpha))
+    sentence = _sentence_of_many(names, test, between, blocks, alpha)
+    if blocks == "examples" and max(len(group.members) for group in groups) > 1:
+        sentence += " Ranked within examples, this speaks of these runs, not of other seeds."
+    return ManyResult(blocks, test, between, sentence)
 
 
 def _by_seed(groups: Sequence[Group], view: str, question: Question) -> np.ndarray | None:

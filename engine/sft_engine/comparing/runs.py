@@ -12,6 +12,7 @@ from typing import Any
 
 from sft_engine.comparing.answers import Answers, read_answers
 from sft_engine.errors import CheckpointError, DataError, RecipeError
+from sft_engine.records import GIVEN_UP, HOPELESS
 
 CLEAN = "clean"
 """What the plain view is called."""
@@ -31,6 +32,7 @@ class Member:
         examples: Hash of the split that it was evaluated on.
         values: Metrics by view and name, as the run wrote them.
         sizes: Number of examples of a view, as the run wrote it.
+        hopeless: Why its study stopped it early; empty if it trained to its end.
     """
 
     folder: Path
@@ -40,6 +42,7 @@ class Member:
     examples: str
     values: Mapping[str, Mapping[str, float]]
     sizes: Mapping[str, int] = field(default_factory=dict)
+    hopeless: str = ""
 
     @cached_property
     def views(self) -> tuple[str, ...]:
@@ -63,6 +66,21 @@ class Member:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A run of a study that counts in no figure.
+
+    Args:
+        run: Its name.
+        why: `stopped as hopeless`, `failed` or `not finished`.
+        reason: In the words of the run, without its advice; empty if it is not finished.
+    """
+
+    run: str
+    why: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Group:
     """Runs of one recipe that differ in seeds or training data; or a single run.
 
@@ -70,13 +88,18 @@ class Group:
         name: As the results call it.
         members: The runs.
         study: Whether they are of a study folder.
-        missing: Folders of a study without a result.
+        left_out: Runs of the study that did not train to their end.
     """
 
     name: str
     members: tuple[Member, ...]
     study: bool = False
-    missing: tuple[str, ...] = field(default=())
+    left_out: tuple[LeftOut, ...] = field(default=())
+
+    @property
+    def planned(self) -> int:
+        """How many runs there are, those that are left out among them."""
+        return len(self.members) + len(self.left_out)
 
 
 def read_groups(given: Given) -> list[Group]:
@@ -139,20 +162,51 @@ def _read_group(name: str, folders: Sequence[Path]) -> Group:
 
 
 def _read_study(name: str, folder: Path) -> Group:
-    cells = sorted(path for path in (folder / "runs").glob("*") if path.is_dir())
-    ended = [path for path in cells if (path / "report.json").exists()]
     if (folder / "trials").is_dir():
         raise CheckpointError(
             f"{folder} is a search of `sft-engine tune`, whose trials differ in more than their seeds: "
             f"compare run folders in {folder / 'trials'}"
         )
-    if not ended:
+    begun = {path.name for path in (folder / "runs").glob("*") if path.is_dir()}
+    planned = {cell["name"] for cell in _read_json(folder / "study.json").get("cells", ())}
+    cells = {cell: left_out(folder / "runs" / cell) for cell in sorted(begun | planned)}
+    odd = tuple(each for each in cells.values() if each is not None)
+    if len(odd) == len(cells):
         raise CheckpointError(
-            f"{folder} is a study without a finished run in {folder / 'runs'}: finish it with "
-            "`sft-engine stability`"
+            f"{folder} is a study without a run that trained to its end{_counted(odd)}: finish it with "
+            "`sft-engine stability`, or leave it out"
         )
-    missing = tuple(path.name for path in cells if path not in ended)
-    return Group(name, tuple(read_member(path) for path in ended), study=True, missing=missing)
+    members = tuple(read_member(folder / "runs" / cell) for cell in cells if cells[cell] is None)
+    return Group(name, members, study=True, left_out=odd)
+
+
+def left_out(folder: Path) -> LeftOut | None:
+    """Say why a run of a study does not count; None if it trained to its end."""
+    if (folder / "report.json").exists():
+        reason = _hopeless(_read_json(folder / "report.json"))
+        return LeftOut(folder.name, "stopped as hopeless", reason) if reason else None
+    facts = _read_json(folder / "run.json") if (folder / "run.json").exists() else {}
+    if facts.get("error") in GIVEN_UP:
+        return LeftOut(folder.name, "failed", str(facts.get("message", "")).partition(": ")[0])
+    return LeftOut(folder.name, "not finished", "")
+
+
+def _hopeless(report: Mapping[str, Any]) -> str:
+    """Return why a run was stopped as hopeless; empty if it was not."""
+    reason = str(report.get("reason", ""))
+    return reason.removeprefix(f"{HOPELESS}: ") if reason.startswith(HOPELESS) else ""
+
+
+def said_of(odd: Sequence[LeftOut]) -> str:
+    """Count what is left out: `1 stopped as hopeless, 2 failed`; a single cause needs no number."""
+    causes = [each.why for each in odd]
+    if len(set(causes)) == 1:
+        return causes[0]
+    return ", ".join(f"{causes.count(why)} {why}" for why in dict.fromkeys(causes))
+
+
+def _counted(odd: Sequence[LeftOut]) -> str:
+    return f" ({said_of(odd)})" if odd else ""
 
 
 def read_member(folder: Path) -> Member:
@@ -189,6 +243,7 @@ def read_member(folder: Path) -> Member:
         data.get(split, ""),
         _values(recorded, report),
         {view: int(record.get("examples", 0)) for view, record in recorded.items()},
+        _hopeless(report),
     )
 
 

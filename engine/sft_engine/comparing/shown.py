@@ -84,14 +84,25 @@ def sections_of(found: Comparison, curves: Curves) -> list[dict[str, Any]]:
 def _main_blocks(found: Comparison) -> list[dict[str, Any]]:
     names = [f"{p.evidence.first} - {p.evidence.second}" for p in found.pairs]
     limits = [p.evidence.limits for p in found.pairs]
+    gaps = any(group.left_out for group in found.groups)
     blocks = [
         sections.table(
             f"{found.metric} by group",
-            ["group", "runs", "mean", "sd", "worst", "CVaR 20 %", "disagreement"],
+            [
+                "group",
+                "runs",
+                *(["left out"] if gaps else []),
+                "mean",
+                "sd",
+                "worst",
+                "CVaR 20 %",
+                "disagreement",
+            ],
             [
                 [
                     group.name,
                     group.summary.runs,
+                    *([len(group.left_out)] if gaps else []),
                     *_numbers(
                         group.summary.mean,
                         group.summary.sd,
@@ -184,13 +195,11 @@ def _severity_curves(metric: str, curves: Curves) -> list[dict[str, Any]]:
     blocks = []
     for probe, views in probes.items():
         places = dict(sorted(views.items()))
-        if 0.0 not in places and CLEAN in curves:
-            places = {0.0: CLEAN, **places}
         series = {
             name: _numbers(*(curves[view].get(name, math.nan) for view in places.values()))
             for name in names
         }
-        if names:
+        if names and len(places) > 1:
             x = ("severity", list(places))
             blocks.append(sections.lines(f"{metric} under {probe}", x=x, y=metric, series=series))
     return blocks

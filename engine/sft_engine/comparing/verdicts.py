@@ -24,6 +24,8 @@ LEAST_EXAMPLES = 20
 
 BETTER: tuple[Code, ...] = ("better", "better-by-margin")
 
+NOT_BORNE_OUT = "The interval leaves out zero, but the test does not bear it out."
+
 SHORT: dict[Code, str] = {
     "same": "same answers",
     "better": "better",
@@ -177,7 +179,7 @@ def _over_examples(code: Code, evidence: Evidence, adjusted: str) -> list[str]:
         return [f"By {tested}; without predictions of this view examples cannot be paired."]
     said = [f"Over {evidence.examples} examples, {tested}."]
     if code == "undecided" and evidence.limits is not None and evidence.limits.excludes_zero:
-        said.append("The interval leaves out zero, but the test does not bear it out.")
+        said.append(NOT_BORNE_OUT)
     return said
 
 
@@ -206,9 +208,10 @@ def _why_undecided(evidence: Evidence, runs: OverRuns, p: float, alpha: float) -
         return [
             f"So few runs cannot give a p below {number(runs.least_p)}: {needed} are the least."
         ]
-    if p <= alpha and evidence.limits is not None and not evidence.limits.excludes_zero:
+    outside = evidence.limits is not None and evidence.limits.excludes_zero
+    if p <= alpha and evidence.limits is not None and not outside:
         return ["It holds over runs on these examples, but other examples may turn it round."]
-    return []
+    return [NOT_BORNE_OUT] if outside and p > alpha else []
 
 
 def _why_unknown(evidence: Evidence) -> str:
@@ -280,6 +283,8 @@ def of_views(judged: Sequence[tuple[Evidence, Verdict]]) -> str:
         shown = ", ".join(f"{name} is better on {count}" for name, count in wins.items() if count)
         rest = len(verdicts) - sum(wins.values())
         nothing = f"on {rest} no difference is shown" if rest else ""
+        if not shown:
+            nothing = "no difference is shown on any"
         title = f"On {len(verdicts)} probe views of {pair[0]} and {pair[1]}"
         said.append(f"{title}: {', '.join(filter(None, [shown, nothing]))}.")
     return " ".join(said)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft_engine.errors import OutputError
-from sft_engine.sentences import reason_of
+from sft_engine.records import write_asked
 
 if TYPE_CHECKING:
     from sft_engine.lr_range.sweep import RangeTest
@@ -55,16 +54,7 @@ def write(result: RangeTest, path: Path) -> None:
         content = (json.dumps(asdict(result), indent=2) + "\n").encode()
     else:
         content = picture(result, path.suffix.lower()[1:])
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {reason_of(error)}, or choose another --output"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_asked(path, content)
 
 
 def picture(result: RangeTest, form: str) -> bytes:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft_engine.errors import OutputError
 from sft_engine.recipe import Recipe, parse_recipe
-from sft_engine.records import remove, write_json, write_text
+from sft_engine.records import GIVEN_UP, HOPELESS, remove, write_json, write_text
 from sft_engine.sentences import reason_of
 from sft_engine.study.design import Cell, Design
 from sft_engine.tuning.locks import FileLock
@@ -29,11 +29,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 STUDY = "study.json"
-HOPELESS = "hopeless"
-"""How the reason begins for which a run was stopped early."""
-
-GIVEN_UP = ("DivergedError", "OutOfMemoryError")
-"""Errors that are a result of a run, not a mistake of the user."""
 
 
 @dataclass(frozen=True, kw_only=True)

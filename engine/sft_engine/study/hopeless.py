@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_engine.errors import DataError
-from sft_engine.study.folder import HOPELESS
+from sft_engine.records import HOPELESS
 from sft_engine.training import best_metric
 
 if TYPE_CHECKING:

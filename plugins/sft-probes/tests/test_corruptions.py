@@ -129,6 +129,22 @@ def test_alexnets_published_means() -> None:
         alexnet((1, 2))
 
 
+RESNET_50 = (80, 82, 83, 75, 89, 78, 80, 78, 75, 66, 57, 71, 85, 77, 77)
+"""Corruption errors of Hendrycks and Dietterich (2019), table 1, in the order of the benchmark."""
+
+
+def test_figures_of_the_paper_follow_from_its_corruption_errors() -> None:
+    """Table 1 has error 23.9 and mCE 76.7, figure 3 a relative mCE of 105.0; its entries are rounded."""
+    reference = alexnet(LEVELS)
+    errors = {
+        name: [share / 100 * reference.corrupted[name][0]] * 5
+        for name, share in zip(USUAL, RESNET_50, strict=True)
+    }
+    model = Errors(0.239, errors)
+    assert in_percent(corruption_errors(model, reference)) == pytest.approx(76.7, abs=0.5)
+    assert in_percent(relative_corruption_errors(model, reference)) == pytest.approx(105, abs=1)
+
+
 def test_without_errors_of_the_reference_there_is_no_ratio() -> None:
     perfect = Errors(0.0, {"fog": [0.0, 0.0]})
     assert math.isnan(corruption_errors(MODEL, perfect)["fog"])
