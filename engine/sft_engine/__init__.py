@@ -23,7 +23,7 @@ from sft_engine.errors import (
 
 if TYPE_CHECKING:
     from sft_engine.catalog import plan
-    from sft_engine.components import Capabilities, Head, LayerGroup, logits_of
+    from sft_engine.components import Capabilities, Explained, Head, LayerGroup, logits_of
     from sft_engine.flow import Action, Batch, Clock, LossTerm, Run, Split, Verdict, View
     from sft_engine.hookspecs import hookimpl
     from sft_engine.proof import verify_resume
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "plan": "catalog",
     "Capabilities": "components",
+    "Explained": "components",
     "Head": "components",
     "LayerGroup": "components",
     "logits_of": "components",
@@ -84,6 +85,7 @@ __all__ = [
     "Clock",
     "DataError",
     "DivergedError",
+    "Explained",
     "ExportError",
     "Head",
     "Interrupted",

@@ -61,6 +61,7 @@ HOMES = {
     "regularizer": ("sft-regularizers",),
     "augmentation": ("sft-augmentations",),
     "probe": ("sft-probes",),
+    "explanation": ("sft-probes",),
 }
 """Distributions of this project that offer most components of a kind: a hint and nothing more."""
 

@@ -8,6 +8,7 @@ any data is read, to raise RecipeError for options that no annotation can judge.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor, nn
 
-    from sft_engine.flow import Batch, LossTerm
+    from sft_engine.flow import Batch, LossTerm, Run
 
 KINDS = {
     "backbone": "the pretrained model and its preprocessing",
@@ -32,11 +33,12 @@ KINDS = {
     "regularizer": "what holds the weights or the function back",
     "augmentation": "changes training examples or batches",
     "probe": "views of the evaluation data that test robustness",
+    "explanation": "says which parts of an input an answer is owed to",
     "tracker": "passes records on",
     "extension": "anything else that listens to hooks",
     "weights": "a function that returns the local folder of pretrained weights",
 }
-SINGLE_KINDS = ("task", "data", "backbone", "optimizer", "schedule", "freezing")
+SINGLE_KINDS = ("task", "data", "backbone", "optimizer", "schedule", "freezing", "explanation")
 """Kinds of which a recipe has at most one: `[kind]`; of all others it has a list: `[[kind]]`."""
 
 Example = dict[str, Any]
@@ -94,6 +96,56 @@ class LayerGroup:
 
     name: str
     parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Which parts of one input one output of the model is owed to.
+
+    Args:
+        method: Name of the explanation.
+        output: Name of the output: a class, a label or a number.
+        parts: Words in their order, columns, or cells of a picture row by row.
+        scores: One number a part; above 0 speaks for the output, below 0 against it.
+        value: The output for this input, in the units of the scores.
+        baseline: The same for the input that says nothing; None where a method has none.
+        gap: Sum of the scores less `value - baseline`; None where a method promises no such sum.
+        shape: Rows and columns of the cells of a picture; None for anything else.
+        spans: Input role, begin and end of each word in its text; empty where that is not known.
+        heat_map: The picture with its scores, as a `data:` URI; empty for anything else.
+    """
+
+    method: str
+    output: str
+    parts: tuple[str, ...]
+    scores: tuple[float, ...]
+    value: float
+    baseline: float | None = None
+    gap: float | None = None
+    shape: tuple[int, int] | None = None
+    spans: tuple[tuple[str, int, int], ...] = ()
+    heat_map: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """Return it as JSON values; what it does not have is left out, and what is no number is None."""
+        found: dict[str, Any] = {
+            "method": self.method,
+            "output": self.output,
+            "parts": list(self.parts),
+            "scores": [_finite(score) for score in self.scores],
+            "value": _finite(self.value),
+        }
+        if self.baseline is not None and self.gap is not None:
+            found |= {"baseline": _finite(self.baseline), "gap": _finite(self.gap)}
+        if self.shape is not None:
+            found["shape"] = list(self.shape)
+        if self.spans:
+            found["spans"] = [list(span) for span in self.spans]
+        return found | ({"heat_map": self.heat_map} if self.heat_map else {})
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 class Examples(Protocol):
@@ -193,6 +245,11 @@ class Backbone(Protocol):
     None`, which reads such a folder by the library alone, so that `forward` can run what a stranger
     would get (None if the library cannot read all of it); and `preprocessing() -> dict`, JSON values that
     say what happens to an example before the model sees it.
+
+    For explanations of texts it may add: `word_spans(rows, task)`, for each row and each token of its
+    encoded example the word that the token is of, `(role, begin, end)` in characters, or None for a token
+    that stands for no text; None instead of all that if the tokenizer does not know. And `fillers`, ids of
+    tokens that say nothing, by name: `mask`, `pad`.
     """
 
     def open(self, resolve: Resolve) -> None:
@@ -239,6 +296,26 @@ class OptimizerFactory(Protocol):
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """Build the optimizer over torch parameter groups that carry `lr` and `weight_decay`."""
+        ...
+
+
+class Explanation(Protocol):
+    """Kind `explanation`: attributes an output of the model to the parts of its input."""
+
+    def prepare(self, run: Run) -> None:
+        """Raise RecipeError, saying why, if it cannot explain this run's model; called once it is built."""
+        ...
+
+    def explain(
+        self, run: Run, rows: list[dict[str, Any]], outputs: Sequence[int]
+    ) -> list[Explained]:
+        """Explain one output for each row.
+
+        Args:
+            run: Its model is put in evaluation mode and left there; gradients of weights are left alone.
+            rows: Inputs by role; images may be decoded.
+            outputs: Of each row, which output of the head.
+        """
         ...
 
 

@@ -17,7 +17,7 @@ from sft_engine.hookspecs import PROJECT
 from sft_engine.sentences import choices, closed, suggest
 
 HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("sft_"))
-MODULE_HOOKS = ("sft_register", "sft_check_recipe", "sft_cli")
+MODULE_HOOKS = ("sft_register", "sft_check_recipe", "sft_cli", "sft_study_report")
 """Hooks of a plugin's module; all others are methods of its components."""
 
 RUN_HOOKS = tuple(name for name in HOOKS if name not in MODULE_HOOKS)

@@ -3,8 +3,8 @@
 A hook's docstring says *when* it fires, *on which ranks*, *what may change* and *what a return means*.
 An implementation may take fewer arguments than are listed. First in the recipe runs first; hooks
 whose name ends in `_end`, and `sft_teardown`, run in the opposite order. Implement a hook as a method
-of a component, marked with `hookimpl`; `sft_register`, `sft_check_recipe` and `sft_cli` are
-functions of a plugin's module, because they are called before any component exists.
+of a component, marked with `hookimpl`; `sft_register`, `sft_check_recipe`, `sft_cli` and
+`sft_study_report` are functions of a plugin's module, because no component exists when they are called.
 """
 
 from __future__ import annotations
@@ -57,6 +57,20 @@ def sft_cli(group: click.Group) -> None:
     When: a verb is asked for that the engine does not have, and by `sft-engine plugins`, which lists
     them. Ranks: all. May change: the click group. Import nothing heavy outside the command's own
     function. The engine's own verbs cannot be replaced.
+    """
+
+
+# --- After a study: a function of the plugin's module --------------------------------------------
+
+
+@hookspec
+def sft_study_report(folder: Path, study: Mapping[str, Any], report: dict[str, Any]) -> None:
+    """Add a section to the report of a study, as `sft_report` does to that of a run.
+
+    When: the runs of a study have ended, and again if its command is repeated; the engine's own sections are
+    there already. Only plugins that supply a component of the study's recipe are asked. `study` is what
+    study.json says; of its `cells`, those with the state `complete` have a run folder, `folder/runs/NAME`.
+    Ranks: 0 only. May change: `report` (JSON values).
     """
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from sft_engine.sentences import closed, suggest
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+    from pathlib import Path
 
     import click
 
@@ -113,6 +114,19 @@ class Plugins:
         caller = self.manager.subset_hook_caller("sft_check_recipe", others)
         answers = reversed(caller(recipe=recipe))  # pluggy asks the last one first
         return [problem for answer in answers for problem in answer]
+
+    def report_study(
+        self,
+        distributions: Iterable[str],
+        folder: Path,
+        study: Mapping[str, Any],
+        report: dict[str, Any],
+    ) -> None:
+        """Let the plugins of these distributions add sections to the report of a study."""
+        asked = set(distributions)
+        others = [p.plugin for p in self.loaded if p.distribution not in asked]
+        caller = self.manager.subset_hook_caller("sft_study_report", others)
+        caller(folder=folder, study=study, report=report)
 
     def add_commands(self, group: click.Group) -> None:
         """Let every plugin add its verbs to the click group."""

@@ -43,7 +43,11 @@ __all__ = [
     "suggest",
 ]
 
-DEFAULT_USE = {"optimizer": "adamw", "schedule": "linear"}
+DEFAULT_USE = {
+    "optimizer": "adamw",
+    "schedule": "linear",
+    "explanation": "integrated-gradients",
+}
 """What a table of that kind means that does not say which component it is for."""
 
 SETTINGS = ("train", "evaluation", "checkpoint")

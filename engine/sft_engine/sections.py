@@ -24,7 +24,7 @@ Level = Literal["info", "warning", "serious"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 """How bad a finding is, the least first."""
 
-BLOCKS = ("text", "table", "lines", "bars", "matrix", "examples", "findings")
+BLOCKS = ("text", "table", "lines", "bars", "matrix", "examples", "marked", "findings")
 """The kinds of blocks that a page can show."""
 
 _ID = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -226,6 +226,29 @@ def examples(title: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any
             raise ValueError(f"examples {title!r}: no column {unknown[0]!r}, has {list(columns)}")
         checked.append({name: _cell(value) for name, value in row.items()})
     return {"kind": "examples", "title": title, "columns": list(columns), "rows": checked}
+
+
+def marked(title: str, rows: Iterable[Mapping[str, Any]], *, note: str = "") -> Block:
+    """Return texts of which some parts count: shaded by size, with the sign of each.
+
+    Args:
+        title: Of all of them.
+        rows: For each text `parts`, which are shown one right after the other; `scores`, a number for each part
+            or None; and what else to say of the text, as `facts` by name.
+        note: What the reader has to know, below the texts.
+
+    Raises:
+        ValueError: a text has more or fewer scores than parts.
+    """
+    checked = []
+    for row in rows:
+        parts, scores = row["parts"], row["scores"]
+        _same("marked", title, "parts", len(parts), "scores", len(scores))
+        facts = {str(name): _cell(value) for name, value in row.get("facts", {}).items()}
+        checked.append(
+            {"parts": [str(each) for each in parts], "scores": _numbers(scores), "facts": facts}
+        )
+    return {"kind": "marked", "title": title, "rows": checked, "note": note}
 
 
 def is_picture(value: Any) -> bool:

@@ -155,6 +155,7 @@ def predict(
     *,
     batch_size: int = 64,
     overrides: Sequence[str] = (),
+    explain: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Predict with the final weights of a run, batch by batch.
 
@@ -164,25 +165,35 @@ def predict(
             inputs by role or by the recipe's column.
         batch_size: Rows of a forward pass.
         overrides: Changes of the recipe.
+        explain: Name of an explanation of each prediction; empty for the recipe's own, or integrated
+            gradients if it has none; None for no explanation.
 
     Yields:
-        A record a row: prediction and probabilities. With images or recordings and
-        `data.on_error = "skip"` also `error`: why a broken one has no prediction.
+        A record a row: prediction and probabilities; with `explain` also `explanation`, as
+        `Explained.record` gives it. With images or recordings and `data.on_error = "skip"` also `error`:
+        why a broken one has no prediction.
 
     Raises:
         DataError: a row lacks an input, or an image or a recording is broken.
+        RecipeError: there is no such explanation, or it cannot explain this model.
     """
     import torch
 
+    from sft_engine import explaining
     from sft_engine.devices import enough_memory, own_state
     from sft_engine.flow import Batch
 
     launch.require_one_process("predict")
     smaller = "set a smaller batch size (`--batch-size`)"
+    if explain is not None:
+        planned, _ = finished_run(Path(folder), overrides)
+        overrides = [*overrides, *explaining.chosen(planned.recipe, explain, planned.catalog)]
     with own_state(0), enough_memory(smaller):
         reopened = _reopen(Path(folder), overrides, rows={})
     run = reopened.run
     run.model.eval()
+    if explain is not None:
+        explaining.explanation_of(run)[1].prepare(run)
 
     def plain(named: list[dict[str, Any]]) -> list[dict[str, Any]]:
         inputs = run.backbone.collate(run.backbone.encode_rows(named, run.task))
@@ -191,7 +202,18 @@ def predict(
         with enough_memory(smaller), torch.no_grad(), reopened.precision.autocast():
             outputs = run.backbone.forward(run.wrapped, batch.inputs)
             predictions = run.task.predictions(outputs, batch)
-        return run.task.records({name: t.cpu() for name, t in predictions.items()})
+        predictions = {name: t.cpu() for name, t in predictions.items()}
+        records = run.task.records(predictions)
+        if explain is None:
+            return records
+        with enough_memory(
+            "set `--set train.micro_batch_size=…` smaller, by which it is explained"
+        ):
+            found = explaining.explain(run, named, predictions)
+        return [
+            {**record, "explanation": each.record()}
+            for record, each in zip(records, found, strict=True)
+        ]
 
     records: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = plain
     skip = run.plan.data.on_error == "skip"

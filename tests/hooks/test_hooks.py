@@ -151,6 +151,29 @@ def test_hook_sft_check_recipe():
     assert asked == [2, 1]
 
 
+def test_hook_sft_study_report(tmp_path):
+    from types import ModuleType
+
+    from sft_engine import hookimpl
+    from sft_engine.sections import add_section, text
+    from sft_engine.testing.runs import tiny_plugins
+
+    plugin = ModuleType("studious")
+
+    @hookimpl
+    def sft_study_report(folder, study, report):
+        add_section(report, "more", "More", [text(f"{folder.name}: {study['state']}")])
+
+    plugin.sft_study_report = sft_study_report
+    plugins = tiny_plugins()
+    plugins.add(plugin, "studious", "sft-studious", "1")
+    report = {}
+    plugins.report_study({"sft-engine"}, tmp_path / "s", {"state": "complete"}, report)
+    assert report == {}  # installed is not active
+    plugins.report_study({"sft-studious"}, tmp_path / "s", {"state": "complete"}, report)
+    assert report["sections"][0]["blocks"][0]["text"] == "s: complete"
+
+
 def test_hook_sft_cli():
     from types import ModuleType
 

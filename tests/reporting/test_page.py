@@ -40,6 +40,17 @@ def whole_report() -> dict:
             ["text", "true", "predicted"],
             [{"text": "A text.", "true": "a", "predicted": "b", "image": PIXEL}],
         ),
+        sections.marked(
+            "Marked",
+            [
+                {
+                    "parts": ["Not", " ", "good", ", it is."],
+                    "scores": [-0.5, None, 0.25, 0.0],
+                    "facts": {"true": "a", "probability": 0.75},
+                }
+            ],
+            note="A note on marks.",
+        ),
         sections.findings(
             [
                 sections.finding("to know", "info", "Some evidence."),
@@ -63,6 +74,20 @@ def two_more() -> list[dict]:
 def with_block(block: object) -> Source:
     report = {"sections": [{"id": "s", "title": "S", "summary": "", "blocks": [block]}]}
     return Source("title", report)
+
+
+def test_marked_texts_tell_the_sign_by_more_than_colour(parse) -> None:
+    source = Source("whole", whole_report())
+    page = parse(html(source))
+    marks = [each for each in page.all("mark") if each.get("data-value")]
+    assert [(each.get("class"), each.get("data-value")) for each in marks] == [
+        ("against w5", "-0.5"),
+        ("for w2", "0.25"),
+    ]
+    assert page.words(marks[0]) == "Not \N{MINUS SIGN}"
+    said = "Not \N{MINUS SIGN}0.5 · good +0.25"
+    assert said in page.words()
+    assert f"| Not good, it is. | {said} | a | 0.75 |" in markdown(source)
 
 
 def test_the_page_is_strict_html_and_shows_every_figure_of_the_report(parse) -> None:
@@ -143,6 +168,9 @@ def test_nothing_of_a_data_set_or_a_recipe_is_markup(parse) -> None:
         sections.bars(EVIL, [EVIL, "$a^{"], [1, 2], label=EVIL),
         sections.matrix(EVIL, [EVIL], [EVIL], [[1]], row_label=EVIL, column_label=EVIL),
         sections.examples(EVIL, [EVIL], [{EVIL: EVIL}]),
+        sections.marked(
+            EVIL, [{"parts": [EVIL, EVIL], "scores": [1, None], "facts": {EVIL: EVIL}}], note=EVIL
+        ),
         sections.findings([sections.finding(EVIL, "info", EVIL, remedies=[(EVIL, EVIL)])]),
         {"kind": EVIL},
     ]

@@ -55,6 +55,7 @@ def test_numbers_of_numpy_become_plain_ones() -> None:
         ),
         lambda: sections.bars("B", ["a"], [1, 2]),
         lambda: sections.matrix("M", ["a"], ["b", "c"], [[1]]),
+        lambda: sections.marked("M", [{"parts": ["a", "b"], "scores": [1]}]),
     ],
 )
 def test_lengths_must_agree(build) -> None:

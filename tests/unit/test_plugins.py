@@ -143,7 +143,7 @@ def test_a_selection_of_what_is_not_installed_is_an_error(site, monkeypatch):
             "@hookimpl\ndef zzz(): ...",
             (
                 "marks `zzz` with `@hookimpl`, which is no hook; "
-                "allowed: `sft_register`, `sft_check_recipe`, `sft_cli`."
+                "allowed: `sft_register`, `sft_check_recipe`, `sft_cli`, `sft_study_report`."
             ),
         ),
         (

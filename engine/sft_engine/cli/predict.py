@@ -6,6 +6,7 @@ import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import click
 
@@ -38,6 +39,15 @@ STDIN = "-"
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Rows a pass."
 )
+@click.option(
+    "--explain",
+    is_flag=False,
+    flag_value="",
+    default=None,
+    metavar="[NAME]",
+    help="Say which words, cells or columns each answer is owed to; NAME by default as in the recipe, else "
+    "integrated-gradients. Without NAME it goes last, or before another option.",
+)
 @set_option
 def command(
     run: str,
@@ -45,8 +55,9 @@ def command(
     file: str | None,
     output: str | None,
     form: str | None,
-    batch_size: int,
+    *,
     overrides: tuple[str, ...],
+    **settings: Any,
 ) -> None:
     """Predict with the final weights of a run: texts, images, recordings, a file, or standard input.
 
@@ -55,7 +66,7 @@ def command(
     the task is about images or recordings, TEXT is the path of one, or of a folder with some in it.
 
     Writes a line for each row, as soon as its batch is done: the row, the prediction, and probabilities
-    (in csv the columns `p(LABEL)`).
+    (in csv the columns `p(LABEL)`). With --explain also what the answer is owed to, as `explanation`.
     """
     from sft_engine import verbs
 
@@ -67,7 +78,7 @@ def command(
     given = rows_shown(given, role, column) if role else given
     records = joined(
         given,
-        verbs.predict(run, rows, batch_size=batch_size, overrides=overrides),
+        verbs.predict(run, rows, overrides=overrides, **settings),
         column or "text",
     )
     form = form or ("csv" if output and output.endswith(".csv") else "jsonl")

@@ -149,15 +149,17 @@ class _CsvLines:
 def flat(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record as columns: probabilities as `p(LABEL)`, other tables as `NAME(KEY)`.
 
-    Lists, such as the predictions of a multi-label task, are JSON.
+    Lists, such as the predictions of a multi-label task or the words of an explanation, are JSON.
     """
     columns: dict[str, Any] = {}
     for name, value in record.items():
         if isinstance(value, Mapping):
             prefix = "p" if name == "probabilities" else name
-            columns |= {f"{prefix}({key})": item for key, item in value.items()}
-        elif isinstance(value, list):
-            columns[name] = json.dumps(value, ensure_ascii=False)
+            columns |= {f"{prefix}({key})": _cell(item) for key, item in value.items()}
         else:
-            columns[name] = value
+            columns[name] = _cell(value)
     return columns
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value

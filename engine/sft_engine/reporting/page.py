@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sft_engine.reporting import charts
-from sft_engine.reporting.tables_of import Table, as_table, plain
+from sft_engine.reporting.tables_of import Table, as_table, plain, signed, strongest
 from sft_engine.reporting.verdict import MALFORMED, given_verdict, verdict
 from sft_engine.reporting.verdict_matters import sections_of
 from sft_engine.reporting.wording import brief, number
@@ -31,6 +31,8 @@ LEVEL_WORDS = {
 }
 HEAT = 10
 """Shades of the cells of a matrix."""
+SHADES = 5
+"""Shades of the parts of a marked text."""
 _LONG_CELL = 28
 _MACHINE = (
     "python",
@@ -229,6 +231,26 @@ def _examples(block: Mapping[str, Any], name: str) -> dict[str, Any]:  # noqa: A
     return {"kind": "examples", "title": block["title"], "rows": rows}
 
 
+def _marked(block: Mapping[str, Any], name: str) -> dict[str, Any]:  # noqa: ARG001
+    """Shade each part by its share of the largest score of its text."""
+    rows = []
+    for row in block["rows"]:
+        largest = max((abs(score) for score in row["scores"] if score), default=1)
+        pieces = [
+            {
+                "text": part,
+                "score": score,
+                "signed": signed(score or 0),
+                "side": "for" if (score or 0) > 0 else "against",
+                "shade": round(SHADES * abs(score or 0) / largest),
+            }
+            for part, score in zip(row["parts"], row["scores"], strict=True)
+        ]
+        facts = [(name, value) for name, value in row["facts"].items() if value is not None]
+        rows.append({"pieces": pieces, "strongest": strongest(row), "facts": facts})
+    return {"kind": "marked", "title": block["title"], "note": block.get("note", ""), "rows": rows}
+
+
 def _findings(block: Mapping[str, Any], name: str) -> dict[str, Any]:  # noqa: ARG001
     found = [
         {
@@ -251,6 +273,7 @@ _PREPARED = {
     "bars": _chart,
     "matrix": _matrix,
     "examples": _examples,
+    "marked": _marked,
     "findings": _findings,
 }
 

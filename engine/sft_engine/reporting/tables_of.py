@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+STRONGEST = 5
+"""Parts of a marked text that are named beside it."""
+
 Table = dict[str, Any]
 """`title`, `columns`, `rows`, `note` and, for each column, `numeric`."""
 
@@ -77,10 +80,39 @@ def _examples(block: Mapping[str, Any]) -> Table:
     return {"title": block["title"], "columns": columns, "rows": rows, "note": ""}
 
 
+def _marked(block: Mapping[str, Any]) -> Table:
+    facts = list(dict.fromkeys(name for row in block["rows"] for name in row["facts"]))
+    rows = [
+        ["".join(row["parts"]), strongest(row), *(row["facts"].get(name) for name in facts)]
+        for row in block["rows"]
+    ]
+    columns = ["text", "what counts most", *facts]
+    note = block.get("note", "")
+    return {"title": block["title"], "columns": columns, "rows": rows, "note": note}
+
+
+def strongest(row: Mapping[str, Any]) -> str:
+    """Name the parts of a marked text that count most, each with its signed number."""
+    scored = [
+        (part.strip(), score)
+        for part, score in zip(row["parts"], row["scores"], strict=True)
+        if score
+    ]
+    scored.sort(key=lambda each: -abs(each[1]))
+    # A comma may be a part.
+    return " · ".join(f"{part} {signed(score)}" for part, score in scored[:STRONGEST])
+
+
+def signed(score: float) -> str:
+    """Write a number with its sign, three significant digits."""
+    return f"{score:+.3g}".replace("-", "\N{MINUS SIGN}", 1 if score < 0 else 0)
+
+
 _TABLES = {
     "table": _table,
     "lines": _lines,
     "bars": _bars,
     "matrix": _matrix,
     "examples": _examples,
+    "marked": _marked,
 }

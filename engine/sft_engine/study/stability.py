@@ -181,17 +181,23 @@ def path_of(study: StudyFolder, cells: Sequence[Cell]) -> str:
     """Say how the runs went: each by itself, or with the activations of frozen layers in common."""
     from sft_engine.study.aftermath import aftermath_of
 
-    computed = reused = runs = 0
-    for cell in cells:
-        passes = aftermath_of(study.run_of(cell)).get("trunk_passes") or {}
-        computed, reused = computed + passes.get("computed", 0), reused + passes.get("reused", 0)
-        runs += bool(passes.get("reused"))
+    found = [aftermath_of(study.run_of(cell)).get("trunk_passes") or {} for cell in cells]
+    reused = [passes["reused"] for passes in found if passes.get("reused")]
     if not reused:
         return SEPARATE
     return (
-        f"{SHARED}: frozen layers ran for {computed} examples, {runs} runs took {reused} over from others; "
-        "heads were trained one run after the other"
+        f"{SHARED}: frozen layers ran for {sum(each.get('computed', 0) for each in found)} examples, "
+        f"{len(reused)} runs took {sum(reused)} over from others; {_heads(found)}"
     )
+
+
+def _heads(found: Sequence[Mapping[str, Any]]) -> str:
+    """Say how what is not frozen was trained."""
+    joint = sum(bool(passes.get("joint_steps")) for passes in found)
+    if joint:
+        return f"the heads of {joint} runs were trained together"
+    reason = next((passes["refusal"] for passes in found if passes.get("refusal")), "")
+    return f"heads were trained one run after the other{reason and f', because {reason}'}"
 
 
 def finish(study: StudyFolder, cells: Sequence[Cell]) -> Study:
@@ -234,10 +240,21 @@ def finish(study: StudyFolder, cells: Sequence[Cell]) -> Study:
             "seconds": round(sum(row["seconds"] or 0.0 for row in rows), 1),
         }
         add_sections(report, found, content, _inputs(study, found))
+        _add_those_of_plugins(study, content, report)
         write_json(study.path / STUDY, content)
         write_json(study.path / "report.json", report)
         write_page(study.path)
     return Study(study.path, said, found, tuple(rows), path)
+
+
+def _add_those_of_plugins(
+    study: StudyFolder, content: Mapping[str, Any], report: dict[str, Any]
+) -> None:
+    from sft_engine.plugins import load_plugins
+
+    plugins = load_plugins()
+    owners = {planned.entry.distribution for planned in make_plan(study.recipe()).components}
+    plugins.report_study(owners, study.path, content, report)
 
 
 def _inputs(study: StudyFolder, found: Mapping[str, Any]) -> Callable[[int], Mapping[str, Any]]:

@@ -11,17 +11,19 @@ import pytest
 from sft_engine.options import check_options, signature_of
 from sft_engine.plugins import load_plugins
 from sft_engine.recipe import load_recipe
-from sft_probes import DEFAULTS, PROBES
+from sft_probes import DEFAULTS, EXPLANATIONS, PROBES
 
 WHOLE = {"calibration", "selective", "label-noise", "groups"}
 """They look at all of a split, because that costs nothing."""
-OURS = [
+ENTRIES = [
     entry for entry in load_plugins().catalog.entries() if entry.target.startswith("sft_probes.")
 ]
+OURS = [entry for entry in ENTRIES if entry.kind == "probe"]
 
 
 def test_everything_is_in_the_catalog() -> None:
-    assert {(entry.kind, entry.name) for entry in OURS} == {("probe", name) for name in PROBES}
+    both = [("probe", name) for name in PROBES] + [("explanation", name) for name in EXPLANATIONS]
+    assert {(entry.kind, entry.name) for entry in ENTRIES} == set(both)
     assert {name for names in DEFAULTS.values() for name in names} <= set(PROBES)
 
 
@@ -56,7 +58,7 @@ def test_options_that_all_have(entry) -> None:
 def test_severities_out_of_range_are_refused(entry) -> None:
     signature = signature_of(entry.target)
     if "severities" not in {option.name for option in signature.options}:
-        assert entry.name in {"checklist", "ood"} | WHOLE
+        assert entry.name in {"checklist", "ood", "attributions"} | WHOLE
         return
     for wrong in ([], [-2.0]):
         _, problems = check_options(signature, {"severities": wrong}, key="", owner=entry.name)

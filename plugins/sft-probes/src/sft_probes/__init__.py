@@ -88,8 +88,23 @@ PROBES = {
     "label-noise": ("label_noise:LabelNoise", "Labels to look at first, by confident learning."),
     "sensitivity": ("sensitivity:Sensitivity", "How far a little noise moves predictions."),
     "groups": ("groups:Groups", "Accuracy by a column of the data, and the worst group."),
+    # texts, images and tables
+    "attributions": (
+        "attributions:Attributions",
+        "Words, cells or columns that answers are owed to; whether runs of a study agree on them.",
+    ),
 }
 """Name, where it is in this package, and one line for lists."""
+
+EXPLANATIONS = {
+    "integrated-gradients": (
+        "explanations:IntegratedGradients",
+        "The gradient along the way from an input that says nothing.",
+    ),
+    "input-x-gradient": ("explanations:InputXGradient", "Input times gradient: one pass."),
+    "occlusion": ("explanations:Occlusion", "What is lost when one part is taken away."),
+}
+"""The same for the kind `explanation`."""
 
 DEFAULTS: dict[str, tuple[str, ...]] = {
     "text": ("typos", "casing", "punctuation", "synonyms"),
@@ -108,6 +123,16 @@ def sft_register(catalog: Any) -> None:
     """Offer the components; nothing heavy is imported before a run needs it."""
     for name, (place, summary) in PROBES.items():
         catalog.add("probe", name, f"sft_probes.{place}", summary)
+    for name, (place, summary) in EXPLANATIONS.items():
+        catalog.add("explanation", name, f"sft_probes.{place}", summary)
+
+
+@hookimpl
+def sft_study_report(folder: Any, study: Any, report: Any) -> None:
+    """Say whether the runs of a study owe their answers to the same parts of the inputs."""
+    from sft_probes.attribution_stability import add_study_sections
+
+    add_study_sections(folder, study, report)
 
 
 @hookimpl

@@ -135,6 +135,23 @@ class Transformers:
             for index, row in enumerate(rows)
         ]
 
+    def word_spans(
+        self, rows: list[dict[str, Any]], task: Task
+    ) -> list[list[tuple[str, int, int] | None]] | None:
+        """Return for each token of each row the word that it is of; None if the tokenizer does not know."""
+        columns = {role: [row.get(role) for row in rows] for role in _roles(task, list(rows[0]))}
+        texts, pairs = _texts(columns, "text"), _texts(columns, "text_pair")
+        found = self.tokenization.word_spans(texts or [], pairs)
+        if found is None:
+            return None
+        return [[span and (_ROLES[span[0]], *span[1:]) for span in each] for each in found]
+
+    @property
+    def fillers(self) -> dict[str, int]:
+        """Tokens that say nothing, by name."""
+        tokens = {"mask": self.tokenizer.mask_token_id, "pad": self.tokenizer.pad_token_id}
+        return {name: token for name, token in tokens.items() if token is not None}
+
     def collate(self, examples: list[Example]) -> dict[str, Tensor]:
         """Pad to the longest example; every tensor is int64 [examples, tokens]."""
         import numpy as np

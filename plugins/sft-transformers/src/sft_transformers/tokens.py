@@ -19,10 +19,13 @@ from platformdirs import user_cache_dir
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from sft_transformers.words import word_spans
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sft_engine.components import Example
+    from sft_transformers.words import Span
 
 _FORMAT = "tokens-1"
 _PORTION = 2_000
@@ -152,6 +155,20 @@ class Tokenization:
             truncated=np.asarray([cut for _, _, cuts in parts for cut in cuts], np.bool_),
             unknown=int(np.count_nonzero(flat == self._unknown)),
         )
+
+    def word_spans(
+        self, texts: list[str], pairs: list[str] | None
+    ) -> list[list[Span | None]] | None:
+        """Return the word of each token of texts or pairs, see `words`; None if the tokenizer is no fast one."""
+        encoded = self._call(texts, pairs, truncation=self.limit is not None)
+        if encoded.encodings is None:
+            return None
+        return [
+            word_spans(encoding, inputs) or [None]
+            for encoding, inputs in zip(
+                encoded.encodings, zip(texts, *([pairs] if pairs else []), strict=True), strict=True
+            )
+        ]
 
     def _portion(
         self, texts: list[str], pairs: list[str] | None
