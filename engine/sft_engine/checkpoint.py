@@ -17,6 +17,7 @@ import os
 import random
 import re
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from sft_engine.flow import Active, Run
 
 FORMAT = 1
+SECONDS_IN_MEMORY = 120.0
+"""How long a checkpoint that is kept in memory may wait until it is written."""
 _MODEL, _TRAINING, _STATE = "model.safetensors", "training.safetensors", "state.json"
 
 
@@ -216,19 +219,19 @@ class Keeper:
 
     def _write_and_retire(self, step: int, state: dict[str, Any]) -> None:
         try:
-            self._write(step, state)
+            self._write(step, state, self.extra)
             self._retire()
         except OSError as error:
             raise OutputError(self._explain(step, error)) from error
 
-    def _write(self, step: int, state: dict[str, Any]) -> None:
+    def _write(self, step: int, state: dict[str, Any], extra: dict[str, Any]) -> None:
         final = self.path(step)
         temporary = self.folder / f".tmp-{final.name}-{os.getpid()}"
         self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
         temporary.mkdir()
         try:
-            _write_files(temporary, state, self.extra, self.snapshot)
+            _write_files(temporary, state, extra, self.snapshot)
             if final.exists():
                 _remove(final)
             temporary.rename(final)
@@ -280,6 +283,9 @@ class Keeper:
             f"no complete checkpoint in {self.folder}: start the recipe again with `sft-engine run`"
         )
 
+    def flush(self) -> None:
+        """See that whatever was saved is in the folder; it is."""
+
     def keep_snapshot(self, run: Run) -> None:
         """Remember the state in memory, for a component that may roll back."""
         self.snapshot = clone(_healing_part(capture(run)))
@@ -290,6 +296,60 @@ class Keeper:
             raise CheckpointError("a component asked to roll back before there was a snapshot")
         state = {**capture(run), **clone(self.snapshot)}
         restore(run, state, generators=False)
+
+
+@dataclass
+class MemoryKeeper(Keeper):
+    """Keeps the checkpoints of a run in memory, and writes them once in a while, and when the run is stopped.
+
+    For runs that are so short that writing a checkpoint takes longer than the steps in between.
+    """
+
+    _states: dict[int, dict[str, Any]] = field(default_factory=dict)
+    _extras: dict[int, dict[str, Any]] = field(default_factory=dict)
+    _written: float = field(default_factory=time.monotonic)
+
+    def _write_and_retire(self, step: int, state: dict[str, Any]) -> None:
+        rest = {name: value for name, value in state.items() if name != "model"}
+        self._states[step] = {**clone(rest), "model": self._copied(state["model"])}
+        self._extras[step] = clone(self.extra)
+        best = self.extra.get("best", {}).get("step")
+        for old in sorted(self._states)[: -self.keep]:
+            if old != best:
+                del self._states[old], self._extras[old]
+        if time.monotonic() - self._written > SECONDS_IN_MEMORY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is in memory."""
+        there = super().steps()
+        try:
+            for step, state in sorted(self._states.items()):
+                if step not in there:
+                    self._write(step, state, self._extras[step])
+            self._retire()
+        except OSError as error:
+            raise OutputError(self._explain(max(self._states), error)) from error
+        self._written = time.monotonic()
+
+    def read(self, step: int) -> dict[str, Any]:
+        """Return a checkpoint; its weights are for copying alone."""
+        if step not in self._states:
+            return super().read(step)
+        state = self._states[step]
+        rest = {name: value for name, value in state.items() if name != "model"}
+        extra = clone(self._extras[step])
+        return {**clone(rest), "model": state["model"], "snapshot": None, "extra": extra}
+
+    def _copied(self, model: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copy weights, but those that are as they were in the checkpoint before."""
+        before = self._states[max(self._states)]["model"] if self._states else {}
+        return {
+            name: before[name]
+            if name in before and torch.equal(before[name], own)
+            else own.detach().clone()
+            for name, own in model.items()
+        }
 
 
 def _healing_part(state: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sft_engine import launch, ranks, sharding
 from sft_engine.assemble import Assembled, assemble, derive_seeds
-from sft_engine.checkpoint import Keeper, fingerprint, require_finite, restore
+from sft_engine.checkpoint import Keeper, MemoryKeeper, fingerprint, require_finite, restore
 from sft_engine.devices import enough_memory, own_state, wrap
 from sft_engine.diagnosis.watch import Watch
 from sft_engine.dispatch import note_component
@@ -22,6 +22,7 @@ from sft_engine.interruption import Signals
 from sft_engine.loop import Interval, Loop
 from sft_engine.metrics import direction_of
 from sft_engine.records import Recorder, failure_of_main, recorded_end, sweep, update_json
+from sft_engine.replay import together
 from sft_engine.replay.replay import Replay
 from sft_engine.run_files import RunFiles
 
@@ -135,6 +136,8 @@ def train(
             except BaseException as caught:
                 error = caught
                 note_component(caught, built.run.active)
+                if isinstance(caught, Interrupted):
+                    session.keeper.flush()
                 raise
             finally:
                 if built.run.hooks.sft_teardown is not None:
@@ -157,7 +160,9 @@ class Session:
         self.stop_after = stop_after
         self.notices: list[str] = []
         self.recorder = Recorder(run, self._show)
-        self.keeper = Keeper(
+        # For runs whose heads train together a checkpoint may take longer than an epoch.
+        kind = Keeper if together.current() is None else MemoryKeeper
+        self.keeper = kind(
             run.folder / "checkpoints",
             keep=run.plan.checkpoint.keep,
             notice=self.notices.append,

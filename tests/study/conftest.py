@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from sft_engine import catalog, records
-from sft_engine.cli import cli
-from sft_engine.cli.ending import exit_code_of
 from sft_engine.testing import install_fake
 
 PLUGIN = """
@@ -37,7 +35,8 @@ from sft_engine import hookimpl
 class End:
     """Ends the process, or makes the run diverge or fall behind, where the environment says so.
 
-    `STUDY_END` is `CELL STEP WHO`: as the cell comes to that step, `self` or `parent` is killed.
+    `STUDY_END` is `CELL STEP WHO`: as the cell comes to that step, `self` or `parent` is killed, or all
+    of this process is asked to `stop`.
     `STUDY_BAD` is `CELL HOW`: the cell that diverges (`nan`) or learns the contrary (`wrong`).
     """
 
@@ -48,6 +47,9 @@ class End:
     def sft_step_start(self, run):
         cell, step, who = os.environ.get("STUDY_END", "none 0 self").split()
         if (run.folder.name, run.clock.step) == (cell, int(step)):
+            if who == "stop":
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
             os.kill(os.getpid() if who == "self" else os.getppid(), signal.SIGKILL)
             time.sleep(3)  # until the end of standard input is noticed
 
@@ -55,7 +57,7 @@ class End:
     def sft_gradients(self, run):
         cell, how = os.environ.get("STUDY_BAD", "none none").split()
         if run.folder.name == cell:
-            for p in run.model.parameters():
+            for p in filter(lambda p: p.grad is not None, run.model.parameters()):
                 if how == "nan":
                     p.grad.fill_(torch.nan)
                 else:
@@ -63,15 +65,17 @@ class End:
 
 
 class Trunk:
-    """Freezes all but the last layer."""
+    """Freezes all but some layers, and may listen to the last one."""
 
-    def __init__(self) -> None:
-        pass
+    def __init__(self, trains: tuple[str, ...] = ("head.",), listens: bool = False) -> None:
+        self.trains, self.listens = tuple(trains), listens
 
     @hookimpl
     def sft_setup(self, run):
         for name, p in run.model.named_parameters():
-            p.requires_grad = name.startswith("head.")
+            p.requires_grad = name.startswith(self.trains)
+        if self.listens:
+            run.model.head.register_forward_hook(lambda *_: None)
 '''
 RECIPE = Path(__file__).with_name("tiny.toml")
 
@@ -110,16 +114,3 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("tiny.toml").write_text(RECIPE.read_text())
     return tmp_path
-
-
-@pytest.fixture
-def sft(capsys):
-    """Run the command line in this process."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = exit_code_of(cli, [str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run

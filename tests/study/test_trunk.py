@@ -52,8 +52,8 @@ def test_an_example_goes_through_the_trunk_once(folder):
     held_out = 16 + 16  # validation and test
     # A bootstrap's repeats are met within a batch at times, and then computed together.
     assert len(first) + held_out <= passes[0]["computed"] <= len(first) + held_out + 12
-    assert passes[1]["computed"] <= len(second - first) + 12
-    assert [each["computed"] for each in passes[2:]] == [0, 0]
+    assert sum(each["computed"] for each in passes[1:]) <= len(second - first) + 24
+    assert all(each["reused"] >= held_out for each in passes[1:])
     assert "shared trunk" in json.loads(Path("s/report.json").read_text())["sections"][0]["summary"]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from sft_engine.flow import Clock, Run
 
@@ -40,6 +40,8 @@ class Vitals:
             name: index for index, group in enumerate(run.layer_groups) for name in group.parameters
         }
         self._compared = _compared(run)
+        # Looked up once: going through all modules takes as long as a small step.
+        self._owners = {name: _owner(run.model, name) for name, _ in run.model.named_parameters()}
         self._start = self._norms(self._places())
         self._first = [place.clone() for place in self._places()]
         self._held: list[Tensor] = []
@@ -59,8 +61,8 @@ class Vitals:
         Args:
             norm: Of the whole gradient before clipping: the unit of the norms by group.
         """
-        named = self.run.model.named_parameters()
-        found = [(self._group[name], p.grad) for name, p in named if p.grad is not None]
+        gradients = [(name, getattr(*owner).grad) for name, owner in self._owners.items()]
+        found = [(self._group[name], grad) for name, grad in gradients if grad is not None]
         if found:
             norms = torch._foreach_norm([grad for _, grad in found])  # noqa: SLF001 (as in clipping)
             squares = torch.stack([each.float() for each in norms]).square()
@@ -104,8 +106,8 @@ class Vitals:
     # --- parts -----------------------------------------------------------------------------------
 
     def _places(self) -> list[Tensor]:
-        parameters = dict(self.run.model.named_parameters())
-        return [_spread(parameters[name].detach()) for name, _, _ in self._compared]
+        owners = (self._owners[name] for name, _, _ in self._compared)
+        return [_spread(getattr(*owner).detach()) for owner in owners]
 
     def _norms(self, places: Sequence[Tensor]) -> Tensor:
         """Estimate the squared norm of each parameter from the places looked at."""
@@ -128,6 +130,12 @@ class Vitals:
             own = [v for group, v in zip(groups, values, strict=True) if group == index]
             sums[self._groups[index]] = sum(own)
         return sums
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the module that holds a parameter, and what it calls it."""
+    path, _, own = name.rpartition(".")
+    return model.get_submodule(path), own
 
 
 def _compared(run: Run) -> list[tuple[str, int, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,11 +72,16 @@ def _reader(run: Run, hooks: tuple[str, ...]) -> str:
 def refuse_listeners(cut: Cut) -> None:
     """Raise Refused if somebody else than a library listens to a module that will not run."""
     for unit in cut.units:
-        for path, module in unit.module.named_modules(prefix=unit.key[0]):
-            hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]  # noqa: SLF001
-            foreign = [hook for hook in hooks if not _is_of_library(hook)]
-            if foreign:
-                raise Refused(f"there is a hook on `{path}`, which would not be called")
+        for path in listeners(unit.module, unit.key[0]):
+            raise Refused(f"there is a hook on `{path}`, which would not be called")
+
+
+def listeners(model: nn.Module, prefix: str = "") -> Iterator[str]:
+    """Yield the paths of modules to which somebody else than a library listens."""
+    for path, module in model.named_modules(prefix=prefix):
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]  # noqa: SLF001
+        if not all(map(_is_of_library, hooks)):
+            yield path
 
 
 def _is_of_library(hook: Callable[..., Any]) -> bool:

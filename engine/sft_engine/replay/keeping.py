@@ -11,21 +11,21 @@ import torch
 from sft_engine.columns import row_numbers
 from sft_engine.feed import fetch
 from sft_engine.replay import decision
-from sft_engine.replay.check import values_of
 from sft_engine.replay.probes import valid_positions
 from sft_engine.replay.stand_ins import Columns, StandIns, is_stand_in
 from sft_engine.replay.store import Layout, Store, layout_of, packed_groups, unpacked_groups
-from sft_engine.replay.stubs import Stub, capture
+from sft_engine.replay.stubs import capture
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from sft_engine.components import Examples
     from sft_engine.devices import Precision
     from sft_engine.flow import Batch, Run, Split
     from sft_engine.replay.cut import Cut
+    from sft_engine.replay.shapes import Place
     from sft_engine.replay.shared import SharedTrunk
     from sft_engine.replay.timing import Stopwatch
 
@@ -128,10 +128,10 @@ class Keeping:
         """The run."""
         return self.source.run
 
-    def stubs(
+    def activations(
         self, batch: Batch, clock: Stopwatch, *, training: bool
-    ) -> list[tuple[nn.Module, Stub]]:
-        """Return the stubs that answer for a batch, computing first what is missing.
+    ) -> tuple[list[Tensor], dict[Place, Tensor]]:
+        """Return what is kept of a batch, computing first what is missing, and which positions are valid.
 
         Args:
             batch: On the device.
@@ -149,11 +149,8 @@ class Keeping:
         if groups and kept.store.is_complete:
             self.source.stand_in(batch.split, kept)
         rows = kept.store.get(batch.ids, self.run.device)
-        stubs = self.cut.stubs(
-            batch.inputs, values_of(self.cut, rows, batch.inputs, self._valid(batch))
-        )
         clock.lap("fetch")
-        return stubs
+        return rows, self._valid(batch)
 
     def _take_over(self, key: Key, kept: Kept, ids: Sequence[int]) -> None:
         """Fill in what another run of the study has computed, in memory."""

@@ -17,7 +17,7 @@ import torch
 from sft_engine import ranks
 from sft_engine.errors import RecipeError
 from sft_engine.records import remove
-from sft_engine.replay import decision, identity
+from sft_engine.replay import decision, identity, together
 from sft_engine.replay.check import kept_rows, replayed, require_same, verify
 from sft_engine.replay.decision import Amounts, Decision, Figures
 from sft_engine.replay.keeping import Keeping, Source
@@ -26,6 +26,7 @@ from sft_engine.replay.probes import choose, probes
 from sft_engine.replay.shared import SharedTrunk, current
 from sft_engine.replay.stubs import installed
 from sft_engine.replay.timing import Stopwatch, least
+from sft_engine.replay.together import JointHeads, Part
 from sft_engine.replay.trace import Probe, Refused, pure, reason_of, same_draws, trace
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Replay:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     keeping: Keeping | None = None
     shared: SharedTrunk | None = field(default_factory=current)
+    joint: JointHeads | None = field(default_factory=together.current)
     _source: Source = field(init=False)
     _stale: bool = True
     _trial: list[Figures] | None = None  # of micro-batches in which the frozen part ran
@@ -98,12 +100,19 @@ class Replay:
             return nullcontext()
         clock = Stopwatch(self.run.device, on=view is None and self._trial is not None)
         try:
-            stubs = self.keeping.stubs(batch, clock, training=view is None)
+            rows, valid = self.keeping.activations(batch, clock, training=view is None)
         except (Refused, LookupError) as error:
             self._exclude(batch.split, str(error))
             self.make_real(batch)
             return nullcontext()
-        return self._served(stubs, clock, batch)
+        part = Part(self.run, self.precision, self.keeping.cut, batch, rows, valid)
+        if view is None and self.joint is not None and self._may_join():
+            return self.joint.serving(part)
+        return self._served(part.stubs(), clock, batch)
+
+    def _may_join(self) -> bool:
+        """Say whether this run's own model is what is called, and nothing is being measured."""
+        return self._trial is None and self.run.wrapped is self.run.model
 
     def make_real(self, batch: Batch) -> None:
         """Fetch the inputs that a batch has only stand-ins of."""

@@ -57,6 +57,15 @@ class SharedTrunk:
     _rows: dict[Key, dict[int, SharedRow]] = field(default_factory=dict)
     _likes: dict[Key, tuple[dict[str, Tensor], frozenset[str]]] = field(default_factory=dict)
 
+    def view(self) -> SharedTrunk:
+        """Return the same activations and decisions, with counts of their own."""
+        return SharedTrunk(decisions=self.decisions, _rows=self._rows, _likes=self._likes)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a run has kept something, and none found that it does not pay."""
+        return bool(self._rows) and all(decision.on for decision in self.decisions.values())
+
     def put(
         self,
         key: Key,

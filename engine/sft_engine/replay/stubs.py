@@ -23,6 +23,10 @@ class _Stop(BaseException):  # not an Exception: models catch those
     """The last activation that was asked for is there."""
 
 
+Forward = Callable[..., Any]
+"""What answers in place of a module's forward pass: a stub, for one."""
+
+
 class Stub:
     """Stands in for a module's forward pass in those of its calls that have an answer.
 
@@ -46,7 +50,7 @@ class Stub:
 
 
 @contextmanager
-def installed(stubs: Sequence[tuple[nn.Module, Stub]]) -> Iterator[None]:
+def installed(stubs: Sequence[tuple[nn.Module, Forward]]) -> Iterator[None]:
     """Answer for the modules inside; afterwards their own forward passes are back."""
     before: list[tuple[dict[str, Any], Any]] = []
     try:

@@ -10,6 +10,7 @@ from sft_engine.errors import DivergedError, OutOfMemoryError, SftError
 from sft_engine.metrics import direction_of
 from sft_engine.recipe import load_recipe
 from sft_engine.records import remove, update_json
+from sft_engine.replay import together
 from sft_engine.replay.shared import sharing
 from sft_engine.study.aftermath import DRIFT, Aftermath
 from sft_engine.study.hopeless import HopelessWatch
@@ -78,9 +79,9 @@ def carry_out(
     again = (folder / "recipe.toml").exists()
     plan = make_plan(load_recipe(folder / "recipe.toml") if again else study.recipe_of(cell))
     progress = CellProgress(Aftermath(folder), _watch(study, cell, plan))
-    before = (trunk.computed, trunk.reused) if trunk else (0, 0)
+    own = trunk.view() if trunk else None
     try:
-        with sharing(trunk):
+        with sharing(own):
             train(plan, folder, resume=again, progress=progress, signals=signals)
     except (DivergedError, OutOfMemoryError) as error:
         ending = study.ending(cell)
@@ -92,8 +93,11 @@ def carry_out(
         error.add_note(f"in {cell.name}")
         raise
     progress.aftermath.look()
-    if trunk is not None:
-        passes = {"computed": trunk.computed - before[0], "reused": trunk.reused - before[1]}
+    if own is not None:
+        joint = together.current()
+        passes: dict[str, Any] = {"computed": own.computed, "reused": own.reused}
+        if joint is not None:
+            passes |= {"joint_steps": joint.steps[str(folder)], "refusal": joint.reason(folder)}
         update_json(folder / DRIFT, {"trunk_passes": passes})
     remove([folder / "checkpoints"])  # a study of sixteen would fill the disk; model/ is the result
     return study.ending(cell)

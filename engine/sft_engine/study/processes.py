@@ -53,12 +53,13 @@ class InProcess:
     def carry_out(self, folder: Path, names: Sequence[str], tell: Tell, signals: Signals) -> None:
         """Carry them out."""
         from sft_engine.replay.shared import SharedTrunk
-        from sft_engine.study.worker import answer
+        from sft_engine.study.worker import answers
 
         rounds, trunk = Rounds(names), SharedTrunk()
-        while (name := rounds.next()) is not None:
+        while given := rounds.next(together=trunk.in_use):
             signals.check()
-            rounds.settle(answer(folder, name, signals, trunk), tell)
+            for said in answers(folder, given, signals, trunk):
+                rounds.settle(said, tell)
 
 
 @dataclass
@@ -82,18 +83,24 @@ class Rounds:
         """Whether every cell has ended."""
         return not self._left and not self.under_way
 
-    def ready(self) -> str | None:
-        """Return a cell to begin now; None if there is none, or all are in other hands."""
-        if not self._left or time.monotonic() < self._wait:
-            return None
-        self.under_way.add(self._left[0])
-        return self._left.popleft()
+    def ready(self, share: int = 0) -> list[str]:
+        """Return cells to begin now; none if there is none, or all are in other hands.
 
-    def next(self) -> str | None:
-        """Wait for a cell to begin; None if every cell has ended."""
-        while (name := self.ready()) is None and not self.done:
+        Args:
+            share: For one of how many workers, if it can carry out several at once; 0 for one cell.
+        """
+        if not self._left or time.monotonic() < self._wait:
+            return []
+        number = -(-len(self._left) // share) if share else 1
+        given = [self._left.popleft() for _ in range(number)]
+        self.under_way.update(given)
+        return given
+
+    def next(self, *, together: bool = False) -> list[str]:
+        """Wait for cells to begin, all of them or one; none if every cell has ended."""
+        while not (given := self.ready(int(together))) and not self.done:
             time.sleep(POLL)
-        return name
+        return given
 
     def settle(self, said: Answer, tell: Tell) -> None:
         """Take note of how a cell ended.
@@ -134,7 +141,9 @@ class Worker:
         answers: queue.Queue[tuple[Worker, Answer | None]],
         threads: int,
     ) -> None:
-        self.log, self.name = log, ""
+        self.log = log
+        self.names: Sequence[str] = ()
+        self.shares = False  # whether its runs have a trunk in common
         self._answers = answers
         with log.open("w") as file:
             # A session of its own: Ctrl-C is for the study, which then stops its workers.
@@ -157,12 +166,12 @@ class Worker:
         self.process.wait()
         self._answers.put((self, None))
 
-    def begin(self, name: str) -> None:
-        """Have it carry out a cell."""
+    def begin(self, names: Sequence[str]) -> None:
+        """Have it carry out cells."""
         assert self.process.stdin is not None
-        self.name = name
+        self.names = names
         with contextlib.suppress(BrokenPipeError):  # it has ended: that is told by `_read`
-            self.process.stdin.write(name + "\n")
+            self.process.stdin.write(json.dumps(names) + "\n")
             self.process.stdin.flush()
 
     def stop(self) -> None:
@@ -185,7 +194,7 @@ class Worker:
         code = self.process.returncode
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         return SftError(
-            f"the process that carried out {self.name} {how} ({lines[-1]}; all of it in {self.log}): the "
+            f"the process that carried out {', '.join(self.names)} {how} ({lines[-1]}; all of it in {self.log}): the "
             "same command goes on"
         )
 
@@ -218,12 +227,13 @@ class Local:
         """Carry them out."""
         rounds = Rounds(names)
         answers: queue.Queue[tuple[Worker, Answer | None]] = queue.Queue()
-        with self._workers(folder, min(self.jobs, len(names)), answers) as idle:
+        jobs = min(self.jobs, len(names))
+        with self._workers(folder, jobs, answers) as idle:
             while not rounds.done:
                 if signals.received:
                     raise Interrupted("the study was interrupted: the same command goes on")
-                while idle and (name := rounds.ready()) is not None:
-                    idle.pop().begin(name)
+                while idle and (given := rounds.ready(jobs if idle[-1].shares else 0)):
+                    idle.pop().begin(given)
                 try:
                     worker, said = answers.get(timeout=POLL)
                 except queue.Empty:
@@ -231,7 +241,9 @@ class Local:
                 if said is None:
                     raise worker.death()
                 idle.append(worker)
-                rounds.settle(said, tell)
+                worker.shares = said["shares"]
+                for each in said["cells"]:
+                    rounds.settle(each, tell)
 
     @contextlib.contextmanager
     def _workers(

@@ -61,9 +61,9 @@ class OnRay:
             while not rounds.done:
                 if signals.received:
                     raise Interrupted("the study was interrupted: the same command goes on")
-                while len(tasks) < limit and (name := rounds.ready()) is not None:
-                    given = (str(folder), name, self.threads, str(stop), os.getcwd(), sys.path)  # noqa: PTH109
-                    tasks[task.remote(*given)] = name
+                while len(tasks) < limit and (names := rounds.ready()):
+                    given = (str(folder), names[0], self.threads, str(stop), os.getcwd(), sys.path)  # noqa: PTH109
+                    tasks[task.remote(*given)] = names[0]
                 ended, _ = ray.wait([*tasks], timeout=POLL) if tasks else ([], [])
                 if not tasks:
                     time.sleep(POLL)
@@ -127,7 +127,7 @@ def on_node(
     answers: queue.Queue[tuple[Worker, Answer | None]] = queue.Queue()
     with tempfile.TemporaryDirectory() as logs:
         worker = Worker(Path(folder), Path(logs, "worker.log"), answers, threads)
-        worker.begin(name)
+        worker.begin([name])
         while True:
             try:
                 _, said = answers.get(timeout=POLL)
@@ -138,7 +138,8 @@ def on_node(
         worker.stop()
         worker.wait()
         if said is not None:
-            return said
+            ended: dict[str, Any] = said["cells"][0]
+            return ended
         return {"cell": name, "state": "error", "message": str(worker.death()), "exit_code": 1}
 
 

@@ -1,4 +1,4 @@
-"""A process that carries out cells: their names come on standard input, how they ended goes to standard output.
+"""A process that carries out cells: lists of names come on standard input, how they ended goes to standard output.
 
 It is started by an executor as `python -m sft_engine.study.worker FOLDER`. When standard input ends, because
 whoever started it is done, was asked to stop or was killed, the run that is under way saves a checkpoint, as
@@ -13,11 +13,14 @@ import queue
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from sft_engine.errors import Interrupted, SftError
+from sft_engine.replay.decision import free_memory
 
 if TYPE_CHECKING:
     from sft_engine.interruption import Signals
@@ -64,7 +67,49 @@ def answer(
         lock.release()
 
 
-def work(folder: Path, names: IO[str], answers: IO[str]) -> None:
+def answers(
+    folder: Path,
+    names: Sequence[str],
+    signals: Signals | None = None,
+    trunk: SharedTrunk | None = None,
+) -> list[dict[str, Any]]:
+    """Carry out cells and say how each ended; the heads of several are trained together if they can be.
+
+    Args:
+        folder: Of the study.
+        names: Of the cells; several only if layers are frozen.
+        signals: Open already.
+        trunk: What the runs of this process have in common.
+    """
+    from sft_engine.replay.together import JointHeads, joining
+
+    said = []
+    for group in _groups(folder, names):
+        if len(group) == 1:
+            said.append(answer(folder, group[0], signals, trunk))
+            continue
+        joint = JointHeads()
+        with joining(joint):
+            seats = joint.turns.run([partial(answer, folder, n, signals, trunk) for n in group])
+        for seat in seats:
+            if seat.error is not None:
+                raise seat.error
+        said += [seat.result for seat in seats]
+    return said
+
+
+def _groups(folder: Path, names: Sequence[str]) -> list[list[str]]:
+    """Split cells into those that may be carried out together: new ones, as many as memory has room for."""
+    begun = [name for name in names if (folder / "runs" / name / "checkpoints").exists()]
+    new = [name for name in names if name not in begun]
+    # Each has its weights, those it began with, its best and its last checkpoint.
+    weights = [path.stat().st_size for path in folder.glob("runs/*/model/*.safetensors")]
+    room = max(1, int(free_memory() / (8 * max(weights)))) if weights else 1
+    groups = [[name] for name in begun]
+    return groups + [new[start : start + room] for start in range(0, len(new), room)]
+
+
+def work(folder: Path, names: IO[str], reply: IO[str]) -> None:
     """Carry out what is asked for until there is no more."""
     from sft_engine.interruption import Signals
     from sft_engine.replay.shared import SharedTrunk
@@ -73,14 +118,14 @@ def work(folder: Path, names: IO[str], answers: IO[str]) -> None:
     waiting: queue.Queue[str] = queue.Queue()
     over = threading.Event()
     threading.Thread(target=_listen, args=(names, waiting, over), daemon=True).start()
-    while name := waiting.get():
+    while line := waiting.get():
         with Signals() as signals:
             if over.is_set():  # the signal came before anybody listened
                 return
-            said = answer(folder, name, signals, trunk)
-        answers.write(json.dumps(said) + "\n")
-        answers.flush()
-        if said["state"] == INTERRUPTED:
+            said = answers(folder, json.loads(line), signals, trunk)
+        reply.write(json.dumps({"cells": said, "shares": trunk.in_use}) + "\n")
+        reply.flush()
+        if any(each["state"] == INTERRUPTED for each in said):
             return
 
 
@@ -97,9 +142,9 @@ def main() -> None:
     """Serve the study folder that the command line names."""
     # Between two cells a signal is no reason to die with a traceback; input has ended then, too.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    reply = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print what they like
-    work(Path(sys.argv[1]), sys.stdin, answers)
+    work(Path(sys.argv[1]), sys.stdin, reply)
 
 
 if __name__ == "__main__":
