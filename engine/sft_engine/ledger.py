@@ -103,6 +103,37 @@ class Ledger:
         """Leave out what took time beside training."""
         self._since = time.perf_counter()
 
+    def state(self) -> list[dict[str, Any]]:
+        """Return what each rank remembers, as JSON values (collective)."""
+        own = {
+            "terms": [
+                [name, float(value), str(value.dtype).removeprefix("torch."), share]
+                for name, value, share in self._terms
+            ],
+            "norms": [float(norm) for norm in self._norms],
+            "begins": self._begins,
+            "peak": self._peak,
+            "windows": self._windows,
+            "items": self._items,
+            "seconds": time.perf_counter() - self._since,
+        }
+        return ranks.everyones(self.run.accelerator, own)
+
+    def restore(self, everyones: Sequence[dict[str, Any]]) -> None:
+        """Take back what `state` returned; forget it if it is of another number of ranks."""
+        accelerator = self.run.accelerator
+        if len(everyones) != accelerator.num_processes:
+            return
+        own, device = everyones[accelerator.process_index], self.run.device
+        self._terms = [
+            (name, torch.tensor(value, dtype=getattr(torch, dtype), device=device), share)
+            for name, value, dtype, share in own["terms"]
+        ]
+        self._norms = [torch.tensor(norm, device=device) for norm in own["norms"]]
+        self._begins, self._peak = list(own["begins"]), own["peak"]
+        self._windows, self._items = own["windows"], own["items"]
+        self._since = time.perf_counter() - own["seconds"]
+
     def record(self) -> dict[str, Any] | None:
         """Return the mean of every term since the last record, and forget them; None without any."""
         if not self._terms:

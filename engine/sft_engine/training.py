@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sft_engine.catalog import Plan
     from sft_engine.dispatch import Monitor
     from sft_engine.flow import Run
+    from sft_engine.ledger import Ledger
 
 
 _LESS_MEMORY = (
@@ -171,6 +172,8 @@ class Session:
         self.watch = Watch(run, built.precision, run.plan.resolved().tables)
         self.began = time.perf_counter()
         self.files = RunFiles(built)
+        self.ledger: Ledger | None = None  # of the loop, once there is one
+        self.noted: list[dict[str, Any]] = []  # of the interrupted run since its last record
         self.room = 0  # examples of an evaluation batch, once memory did not suffice for more
 
     # --- before ----------------------------------------------------------------------------------
@@ -232,6 +235,7 @@ class Session:
         # Smaller than the recipe's after a lack of memory, larger if more processes share the work now.
         feed, size = self.built.feed, extra.pop("micro_batch_size")
         feed.micro_batch_size = min(feed.micro_batch_size, size)
+        self.noted = extra.pop("ledger", [])
         replay = extra.pop("replay", None)
         if run.replay is not None and replay is not None:
             run.replay.restore(replay)
@@ -274,7 +278,10 @@ class Session:
     def carry_out(self) -> Outcome:
         """Train, select the best weights, evaluate them and write the results."""
         run = self.run
-        reason = self.loop().train()
+        loop = self.loop()
+        self.ledger = loop.ledger
+        self.ledger.restore(self.noted)
+        reason = loop.train()
         require_finite(run)
         if any(ranks.everyones(run.accelerator, self.signals.received)) and self._is_saved():
             raise Interrupted(self.signals.after_training())
@@ -328,6 +335,8 @@ class Session:
     def _save(self) -> None:
         self.keeper.extra["metrics_bytes"] = self.recorder.size()
         self.keeper.extra["micro_batch_size"] = self.built.feed.micro_batch_size
+        if self.ledger is not None:
+            self.keeper.extra["ledger"] = self.ledger.state()
         if self.run.replay is not None and self.keeper.current != self.run.clock.step:
             self.keeper.extra["replay"] = self.run.replay.state()
         if self.built.precision.scaler is not None:

@@ -63,6 +63,17 @@ def test_resume_is_bit_equal(tmp_path, uninterrupted, at):
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
+@pytest.mark.parametrize("at", [3, 6])
+def test_a_record_is_of_all_its_steps_though_the_run_was_interrupted_within(tmp_path, at):
+    sparse = [*NOISY, "train.log_every=5"]
+    whole = run_recipe(tmp_path / "whole", TEXT, sparse, COMPONENTS)
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run_recipe(folder, TEXT, sparse, COMPONENTS, stop_after=at)
+    train(plan_recipe(TEXT, sparse, COMPONENTS), folder, resume=True)
+    assert losses(folder) == losses(whole.folder)
+
+
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0)])
 def test_resume_does_not_depend_on_workers(tmp_path, uninterrupted, before, after):
     folder = tmp_path / "run"
