@@ -90,7 +90,8 @@ def test_they_are_what_predictions_say_and_cost_no_pass(
     assert {each["row"] for each in noise["first"]} == suspects
     assert noise["suspects"] == len(suspects)
     # Of the weights that were kept, not of the last ones.
-    again = probe(outcome.folder, ["calibration"], output=tmp_path / "again")
+    # With another probe first, that needs no validation split.
+    again = probe(outcome.folder, ["selective", "calibration"], output=tmp_path / "again")
     assert again.probes["calibration"]["temperature"] == pytest.approx(
         facts["temperature"], rel=1e-4
     )

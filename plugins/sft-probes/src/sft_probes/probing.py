@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,7 +215,7 @@ def evaluated(
     from sft_probes.asking import batch_size
 
     run.hooks = RunHooks([active for active in run.active if active.planned.kind == "probe"])
-    splits = list(dict.fromkeys(split for probe in probes_of(run) for split in splits_of(probe)))
+    splits = in_order([splits_of(probe) for probe in probes_of(run)])
     for split in splits:
         if split not in run.splits:
             raise RecipeError(
@@ -232,6 +233,15 @@ def evaluated(
 def probes_of(run: Run) -> list[Any]:
     """Return the run's components of the kind `probe`."""
     return [active.component for active in run.active if active.planned.kind == "probe"]
+
+
+def in_order(needs: Iterable[Sequence[str]]) -> list[str]:
+    """Return every split once, none before one that any probe needs earlier."""
+    order: TopologicalSorter[str] = TopologicalSorter()
+    for splits in needs:
+        for place, split in enumerate(splits):
+            order.add(split, *splits[:place])
+    return list(order.static_order())
 
 
 def splits_of(probe: Any) -> tuple[str, ...]:
