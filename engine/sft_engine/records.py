@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,23 @@ HOPELESS = "hopeless"
 
 GIVEN_UP = ("DivergedError", "OutOfMemoryError")
 """Errors in run.json that are a result of a run, not a mistake of the user."""
+
+_REPEATABLE = (
+    "libraries",
+    "plugins",
+    "python",
+    "platform",
+    "device",
+    "device_name",
+    "precision",
+    "processes",
+    "threads",
+    "seeds",
+    "data",
+    "parameters",
+    "optimizer",
+)
+"""Facts in run.json that hold for several runs."""
 
 LIBRARIES = (
     "sft-engine",
@@ -259,6 +276,29 @@ def provenance(run: Run, precision: str, fingerprints: dict[str, str]) -> dict[s
         "optimizer": _flavour(run),
         "layer_groups": {g.name: len(g.parameters) for g in run.layer_groups},
         "command": sys.argv,
+    }
+
+
+def facts_in_common(folders: Iterable[Path]) -> dict[str, Any]:
+    """Return what run.json says alike in all of these run folders; within `seeds` and the like, too.
+
+    How each was started is left out: in a study a process of its own did that.
+    """
+    found: dict[str, Any] | None = None
+    for folder in folders:
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        found = facts if found is None else _alike(found, facts)
+    known = found or {}
+    return {name: value for name, value in known.items() if name in _REPEATABLE and value != {}}
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries that are equal in both; of objects, those of their own."""
+    both = {name: (one[name], other[name]) for name in one if name in other}
+    return {
+        name: _alike(*pair) if all(isinstance(each, dict) for each in pair) else pair[0]
+        for name, pair in both.items()
+        if pair[0] == pair[1] or all(isinstance(each, dict) for each in pair)
     }
 
 

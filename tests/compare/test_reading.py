@@ -194,3 +194,11 @@ def test_options_out_of_range_are_refused(options, said, folders):
     runs = [folders.run(name, right(0.5), metrics={"odd": 1.0}) for name in "ab"]
     with pytest.raises(RecipeError, match=said):
         compare(runs, **options)
+
+
+def test_a_comparison_says_what_all_runs_have_in_common(folders):
+    found = compare(
+        [folders.run("one", right(0.5)), folders.run("two", right(0.6), seed=1, data="x")]
+    )
+    assert found.facts == {"data": {"test": "hash"}}
+    assert found.as_json()["facts"] == found.facts

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from sft_engine import sections
-from sft_engine.reporting import charts
+from sft_engine.reporting import charts, page
 from sft_engine.reporting.markdown import markdown
 from sft_engine.reporting.page import HEAT, Source, html
 
@@ -330,3 +330,11 @@ def test_contrast_is_that_of_wcag_aa_in_both_modes(dark: bool) -> None:
         pairs = zip(c["heat"], c["paper"], strict=True)
         ground = tuple(part * one + (1 - part) * two for one, two in pairs)
         assert contrast(c["ink"], ground) >= 4.5, share
+
+
+def test_counts_are_shaded_by_row_and_other_numbers_by_size():
+    counts = page._matrix(sections.matrix("M", ["a", "b"], ["c", "d"], [[3, 1], [0, 0]]), "")
+    assert [[c["heat"] for c in row["cells"]] for row in counts["shaded"]] == [[8, 2], [0, 0]]
+    values = [[-0.5, None], [0.0, 0.5]]
+    shares = page._matrix(sections.matrix("M", ["a", "b"], ["c", "d"], values), "")
+    assert [[c["heat"] for c in row["cells"]] for row in shares["shaded"]] == [[0, 0], [5, 10]]

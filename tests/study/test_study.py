@@ -133,6 +133,15 @@ def test_report_and_page(whole):
     assert "comes from the training data" in whole.verdict
     page = (whole.folder / "report.html").read_text()
     assert "Stability of tiny" in page
+    # Of provenance, what is the same in all runs: not what they were trained on, nor the seeds that differ.
+    one = read(whole.folder / "runs" / whole.cells[0]["name"] / "run.json")
+    facts = report["facts"]
+    assert facts["libraries"] == one["libraries"]
+    assert facts["data"] == {name: one["data"][name] for name in ("validation", "test")}
+    assert set(facts["seeds"]) == {"subset"}
+    assert not {"command", "status"} & set(facts)
+    assert "What is the same in all runs." in page
+    assert one["data"]["test"] in page
     assert "Not shown here" not in page
 
 

@@ -29,6 +29,7 @@ from sft_engine.comparing.spread import Spread, compare_spread
 from sft_engine.comparing.verdicts import Verdict, judge, overall
 from sft_engine.errors import RecipeError
 from sft_engine.metrics import direction_of
+from sft_engine.records import facts_in_common
 from sft_engine.significance.agreement import pairwise_disagreement
 from sft_engine.significance.paired import holm
 from sft_engine.significance.spread import Summary, summary
@@ -92,6 +93,7 @@ class Comparison:
         spread: Whether they scatter alike, where they have runs enough.
         views: Each two on every probe view that all runs have.
         notes: What the reader has to know.
+        facts: What run.json says alike of all runs: versions, device, data.
         sections: The same for a report (`sft_engine.sections`).
     """
 
@@ -109,6 +111,7 @@ class Comparison:
     spread: Spread | None
     views: tuple[PairResult, ...]
     notes: tuple[str, ...]
+    facts: dict[str, Any] = field(default_factory=dict)
     sections: list[dict[str, Any]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
@@ -174,6 +177,7 @@ def compare_runs(
         spread=compare_spread(scores, alpha, shared=any(is_crossed(group) for group in groups)),
         views=_judged(groups, others, quick, alpha, None),
         notes=tuple(_notes(groups, where, question)),
+        facts=facts_in_common(member.folder for group in groups for member in group.members),
     )
     from sft_engine.comparing.shown import sections_of
 

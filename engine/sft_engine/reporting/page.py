@@ -199,13 +199,15 @@ def alternative(block: Mapping[str, Any]) -> str:
 
 
 def _matrix(block: Mapping[str, Any], name: str) -> dict[str, Any]:  # noqa: ARG001
-    """Shade each cell by its share of the row where values are counts, else by size."""
+    """Shade each cell: counts by their share of the row, other numbers from the least to the largest."""
+    known = [v for values in block["values"] for v in values if v is not None]
+    counts = all(isinstance(v, int) for v in known)
+    least, largest = min(known, default=0.0), max(known, default=0.0)
     rows = []
     for label, values in zip(block["rows"], block["values"], strict=True):
-        known = [abs(v) for v in values if v is not None]
-        whole = sum(known) or 1
+        low, high = (0.0, sum(v or 0 for v in values)) if counts else (least, largest)
         cells = [
-            {"value": v, "heat": 0 if v is None else round(HEAT * min(abs(v) / whole, 1))}
+            {"value": v, "heat": 0 if v is None else round(HEAT * (v - low) / ((high - low) or 1))}
             for v in values
         ]
         rows.append({"label": label, "cells": cells})

@@ -31,6 +31,7 @@ def read_source(folder: Path) -> Source:
         )
     if other:
         found = {**read_json(folder / other), **report}
+        facts = found.get("facts") or {}
         return Source(_title(found, folder), found, facts, _recipe(folder), OTHERS[other])
     if not report:
         report = _unfinished(facts)

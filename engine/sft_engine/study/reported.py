@@ -206,7 +206,7 @@ def _agreement(found: Figures) -> Iterator[sections.Block]:
     if rows:
         yield sections.table("Agreement", ["figure", "value"], rows)
     if agreed:
-        names = agreed["names"]
+        names = [each.replace("data-", "d").replace("-seed-", " s") for each in agreed["names"]]
         yield sections.matrix(
             "Share of examples on which two runs differ", names, names, agreed["matrix"]
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sft_engine.catalog import plan as make_plan
 from sft_engine.errors import DataError, RecipeError, SftError
-from sft_engine.records import write_json
+from sft_engine.records import facts_in_common, write_json
 from sft_engine.sentences import choices
 from sft_engine.study.design import FACTORS, Cell, cells_of, make_design
 from sft_engine.study.folder import STUDY, StudyFolder, Terms
@@ -238,6 +238,11 @@ def finish(study: StudyFolder, cells: Sequence[Cell]) -> Study:
             "title": f"Stability of {Path(content['recipe']).stem}",
             "verdict": said,
             "seconds": round(sum(row["seconds"] or 0.0 for row in rows), 1),
+            "facts": facts_in_common(
+                study.run_of(each.cell)
+                for each in evidence.cells
+                if each.ending.state == "complete"
+            ),
         }
         add_sections(report, found, content, _inputs(study, found))
         _add_those_of_plugins(study, content, report)
