@@ -6,6 +6,7 @@ Works on the columns it is asked for alone: a split may hold a million texts, an
 from __future__ import annotations
 
 import hashlib
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,14 +81,21 @@ def with_column(
         plain, stored = rows, values
     else:
         places = np.asarray(indices.column(0), dtype=np.int64)
-        plain = Dataset(rows.data, info=rows.info.copy(), split=rows.split)
+        plain = Dataset(rows.data, info=rows.info.copy(), split=rows.split, fingerprint=_new())
         stored = _scattered(values, places, len(plain))
     if name in plain.column_names:
-        plain = plain.remove_columns(name)
-    plain = plain.add_column(name, stored, feature=feature)
+        plain = plain.remove_columns(name, new_fingerprint=_new())
+    plain = plain.add_column(name, stored, new_fingerprint=_new(), feature=feature)
     if indices is None:
         return plain
-    return Dataset(plain.data, info=plain.info, split=rows.split, indices_table=indices)
+    return Dataset(
+        plain.data, info=plain.info, split=rows.split, indices_table=indices, fingerprint=_new()
+    )
+
+
+def _new() -> str:
+    """Return a fingerprint that `datasets` has never seen: it would hash the whole table for one."""
+    return uuid.uuid4().hex
 
 
 def _scattered(

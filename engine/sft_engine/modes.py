@@ -28,16 +28,35 @@ def set_training_modes(model: nn.Module) -> None:
     model.train()
     if all(parameter.requires_grad for parameter in model.parameters()):
         return
-    next_is_frozen = False  # behind the last parameters comes nothing that is frozen
-    for module in reversed(list(model.modules())):
-        parameters = list(module.parameters())
-        frozen = _all_frozen(parameters) if parameters else next_is_frozen
-        if frozen:
-            module.eval()
-        own = list(module.parameters(recurse=False))
+    modules = list(model.modules())
+    trains = _trains(modules)
+    quiet, next_is_frozen = set(), False  # behind the last parameters comes nothing that is frozen
+    for module in reversed(modules):
+        if trains[module] is False or (trains[module] is None and next_is_frozen):
+            quiet.add(module)
+        own = [p.requires_grad for p in module.parameters(recurse=False)]
         if own:
-            next_is_frozen = _all_frozen(own)
+            next_is_frozen = not any(own)
+    for module in modules:
+        if (
+            module.training and module in quiet
+        ):  # `eval` has done it for all that is in a frozen one
+            module.eval()
 
 
-def _all_frozen(parameters: Iterable[nn.Parameter]) -> bool:
-    return not any(parameter.requires_grad for parameter in parameters)
+def _trains(modules: Iterable[nn.Module]) -> dict[nn.Module, bool | None]:
+    """Say of each module whether any parameter in it trains; None if there is none in it."""
+    found: dict[nn.Module, bool | None] = {}
+
+    def visit(module: nn.Module) -> bool | None:
+        if module not in found:
+            found[module] = None  # against a module that holds itself
+            inside: list[bool | None] = [p.requires_grad for p in module.parameters(recurse=False)]
+            inside += [visit(child) for child in module.children()]
+            known = [each for each in inside if each is not None]
+            found[module] = any(known) if known else None
+        return found[module]
+
+    for module in modules:
+        visit(module)
+    return found

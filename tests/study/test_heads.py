@@ -88,6 +88,7 @@ def test_heads_trained_together_are_those_trained_alone(folder, more, settings):
     require_alike("s", "alone")
 
 
+@pytest.mark.slow
 def test_two_processes_train_their_share_each(alone):
     stability("s", FROZEN, executor="local", jobs=2, seeds=4)
     require_alike("s", "alone")
@@ -136,6 +137,7 @@ def test_a_stopped_group_goes_on(alone, monkeypatch):
     require_alike("s", "alone")
 
 
+@pytest.mark.slow
 def test_a_killed_group_begins_anew(alone, monkeypatch):
     monkeypatch.setenv("STUDY_END", "data-00-seed-02 3 self")
     with pytest.raises(Exception, match="was killed by signal 9"):

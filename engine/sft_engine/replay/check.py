@@ -60,6 +60,21 @@ def verify(
         _require_same_alone(cut, among, together, rows, place)
 
 
+def verify_again(model: nn.Module, cut: Cut, probe: Probe) -> None:
+    """Compare one replayed pass with a full one, of a cut that was verified on a model like this one.
+
+    Raises:
+        Refused: outputs or gradients differ.
+    """
+    with same_draws():
+        outputs = probe.run(probe.inputs)
+        gradients = gradients_of(model, outputs)
+    found, others = replayed(model, cut, probe, kept_rows(cut, probe))
+    exact = probe_device(probe).type == "cpu"
+    require_same("a result", found, [each.detach() for each in outputs], exact=exact)
+    _require_same_gradients(others, gradients, exact=exact)
+
+
 def kept_rows(cut: Cut, probe: Probe) -> list[Tensor]:
     """Run the frozen part alone and return what is kept of the examples, one tensor a live leaf.
 

@@ -8,17 +8,18 @@ answered with NaN, so that a mistake shows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree
 
 from sft_engine.replay.stubs import Key, Stub, nothing
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from sft_engine.replay.shapes import Dim, Place
     from sft_engine.replay.trace import Inputs
@@ -166,6 +167,14 @@ class Cut:
 
     def __post_init__(self) -> None:
         self._leaves = {leaf.name: leaf for unit in self.units for leaf in unit.tensors}
+
+    def on(self, model: nn.Module | None) -> Cut:
+        """Return the same cut of another model of the same structure; of none, to be kept."""
+        own = {
+            name: nn.Identity() if model is None else model.get_submodule(name)
+            for name in self.modules
+        }
+        return replace(self, units=[replace(unit, module=own[unit.key[0]]) for unit in self.units])
 
     @property
     def kept(self) -> list[Leaf]:

@@ -191,6 +191,15 @@ def trainable_key(run: Run) -> str:
     return digest({"phase": run.clock.phase, "names": names})[:16]
 
 
+def structure_key(run: Run, precision: str) -> str:
+    """Return the same for runs whose models can be cut alike: of the same modules in the same modes."""
+    modules = [
+        [path, type(module).__module__, type(module).__qualname__, module.training]
+        for path, module in run.model.named_modules()
+    ]
+    return digest({"modules": modules, "trains": trainable_key(run), "precision": precision})
+
+
 def run_key(run: Run) -> str:
     """Return the same for all runs of a recipe on machines like this one."""
     return digest(

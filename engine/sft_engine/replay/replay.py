@@ -18,7 +18,7 @@ from sft_engine import ranks
 from sft_engine.errors import RecipeError
 from sft_engine.records import remove
 from sft_engine.replay import decision, identity, together
-from sft_engine.replay.check import kept_rows, replayed, require_same, verify
+from sft_engine.replay.check import kept_rows, replayed, require_same, verify, verify_again
 from sft_engine.replay.decision import Amounts, Decision, Figures
 from sft_engine.replay.keeping import Keeping, Source
 from sft_engine.replay.liveness import find_cut
@@ -210,9 +210,17 @@ class Replay:
         model = self.run.model
         with torch.enable_grad(), pure(model):
             first, second, alone = self._probes(name)
+            cuts = {} if self.shared is None else self.shared.cuts
+            key = identity.structure_key(self.run, self.precision.name)
+            if key in cuts:
+                cut = cuts[key].on(model)
+                identity.refuse_listeners(cut)
+                verify_again(model, cut, first)
+                return cut, first
             cut, one, other = find_cut(model, first, second)
             identity.refuse_listeners(cut)
             verify(model, cut, [(first, one), (second, other)], (alone, 0))
+            cuts[key] = cut.on(None)
         return cut, first
 
     def _probes(self, name: str) -> tuple[Probe, Probe, Probe]:

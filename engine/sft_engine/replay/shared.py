@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sft_engine.flow import Batch
+    from sft_engine.replay.cut import Cut
     from sft_engine.replay.decision import Decision
     from sft_engine.replay.keeping import Kept
 
@@ -54,12 +55,14 @@ class SharedTrunk:
     computed: int = 0
     reused: int = 0
     decisions: dict[str, Decision] = field(default_factory=dict)
+    cuts: dict[str, Cut] = field(default_factory=dict)
     _rows: dict[Key, dict[int, SharedRow]] = field(default_factory=dict)
     _likes: dict[Key, tuple[dict[str, Tensor], frozenset[str]]] = field(default_factory=dict)
 
     def view(self) -> SharedTrunk:
         """Return the same activations and decisions, with counts of their own."""
-        return SharedTrunk(decisions=self.decisions, _rows=self._rows, _likes=self._likes)
+        shared = {name: getattr(self, name) for name in ("decisions", "cuts", "_rows", "_likes")}
+        return SharedTrunk(**shared)
 
     @property
     def in_use(self) -> bool:
