@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sft_engine import verbs
+from sft_engine.replay import liveness
 from sft_engine.study import StudySettings
 
 FROZEN = [
@@ -70,3 +71,24 @@ def test_another_trunk_is_not_taken_over(folder):
     """The tiny network begins with random weights: with another `init` it has another trunk."""
     found = stability("s", FROZEN, data=1, vary=("init",))
     assert found.path == "separate runs"
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_what_can_be_replayed_is_looked_for_once(folder, monkeypatch, holds):
+    """And anew where a quick look finds that it is not so for another run."""
+    from sft_engine.replay import replay
+    from sft_engine.replay.trace import Refused
+
+    searched = []
+    monkeypatch.setattr(
+        replay, "find_cut", lambda *args: searched.append(1) or liveness.find_cut(*args)
+    )
+    if not holds:
+
+        def refuse(*_):
+            raise Refused("another model")
+
+        monkeypatch.setattr(replay, "verify_again", refuse)
+    found = stability("s", FROZEN, data=1)
+    assert found.path.startswith("shared trunk")
+    assert len(searched) == (1 if holds else len(found.cells))
