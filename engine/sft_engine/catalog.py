@@ -229,10 +229,7 @@ def plan(recipe: Recipe, plugins: Plugins | None = None) -> Plan:
     parts, wrong = plan_parts(recipe)
     if problems + found + wrong:
         raise recipe.error(problems + found + wrong)
-    owners = {planned.entry.distribution for planned in components}
-    if between := plugins.check_recipe(recipe, owners):
-        raise recipe.error(between)
-    return Plan(
+    made = Plan(
         recipe=recipe,
         components=tuple(components),
         catalog=plugins.catalog,
@@ -240,6 +237,11 @@ def plan(recipe: Recipe, plugins: Plugins | None = None) -> Plan:
         phases=parts.phases,
         **settings,
     )
+    owners = {planned.entry.distribution for planned in components}
+    # Every default written out: what does not go together may be what nobody wrote.
+    if between := plugins.check_recipe(made.resolved(), owners):
+        raise recipe.error(between)
+    return made
 
 
 def _missing_kinds(recipe: Recipe) -> Iterable[Problem]:

@@ -45,7 +45,8 @@ def sft_check_recipe(recipe: Recipe) -> Iterable[Problem]:  # type: ignore[empty
     """Report problems that lie between components, such as two that exclude each other.
 
     When: `check` and every run, after names and options were checked, before torch is imported; only
-    plugins that supply a component of the recipe are asked. Ranks: all. May change: nothing.
+    plugins that supply a component of the recipe are asked. `recipe` has every default written out.
+    Ranks: all. May change: nothing.
     Returns: problems (key, message, hint); any problem stops the run.
     """
 
