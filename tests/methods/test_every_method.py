@@ -271,4 +271,3 @@ def test_check_refuses_with_the_reason(why):
 def test_the_default_weight_decay_is_refused_by_check():
     with pytest.raises(RecipeError, match=r'found 0.01, .* to "off" or "keep"'):
         planned(recipe("l2-sp"), ["optimizer.use=adamw"])
-

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sft_engine import sections
+from sft_engine.reporting.wording import decimals_of, number
 
 
 def test_a_section_takes_the_place_of_its_namesake() -> None:
@@ -78,3 +79,19 @@ def test_findings_have_known_levels() -> None:
     assert found["remedies"] == [{"why": "why", "toml": "a = 1"}]
     with pytest.raises(ValueError, match="allowed: info, warning, serious"):
         sections.finding("x", "bad", "e")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("column", "shown"),
+    [
+        ([0.5, 0.7166666, 0.0], ["0.5000", "0.7167", "0.0000"]),
+        ([0.02, 0.05, 0.1], ["0.02", "0.05", "0.1"]),  # as somebody chose them
+        ([0.0, 0.5], ["0", "0.5"]),
+        ([3.52512, 0.49318, None, "all"], ["3.525", "0.493", "", "all"]),
+        ([9.5e-06, 0.2816123], ["9.5e-06", "0.2816"]),  # no number of decimals shows both
+        ([1057, 0.123456], ["1,057", "0.1235"]),
+        ([float("nan"), 0.123456], ["NaN", "0.1235"]),
+    ],
+)
+def test_numbers_below_each_other_have_the_same_decimals(column, shown):
+    assert [number(value, decimals_of(column)) for value in column] == shown

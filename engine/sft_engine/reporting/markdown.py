@@ -112,7 +112,7 @@ def _table(table: Table, *, thin: bool = False) -> str:
         return ""
     marks = [" ---: " if numeric else " --- " for numeric in table["numeric"]]
     lines = [_row([str(name) for name in table["columns"]]), f"|{'|'.join(marks)}|"]
-    lines += [_row([number(value) for value in row]) for row in rows]
+    lines += [_row(list(map(number, row, table["decimals"]))) for row in rows]
     note = f"\n\n{escaped(table['note'])}" if table["note"] else ""
     return "\n".join(lines) + note
 

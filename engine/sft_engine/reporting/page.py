@@ -11,7 +11,7 @@ from sft_engine.reporting import charts
 from sft_engine.reporting.tables_of import Table, as_table, plain, signed, strongest
 from sft_engine.reporting.verdict import MALFORMED, given_verdict, verdict
 from sft_engine.reporting.verdict_matters import sections_of
-from sft_engine.reporting.wording import brief, number
+from sft_engine.reporting.wording import brief, decimals_of, number
 from sft_engine.sections import BLOCKS, LEVELS, is_picture
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _matrix(block: Mapping[str, Any], name: str) -> dict[str, Any]:  # noqa: ARG
             for v in values
         ]
         rows.append({"label": label, "cells": cells})
-    return {**block, "kind": "matrix", "shaded": rows}
+    return {**block, "kind": "matrix", "shaded": rows, "decimals": decimals_of(known)}
 
 
 def _examples(block: Mapping[str, Any], name: str) -> dict[str, Any]:  # noqa: ARG001

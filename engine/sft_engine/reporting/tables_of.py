@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sft_engine.reporting.wording import decimals_of
+
 STRONGEST = 5
 """Parts of a marked text that are named beside it."""
 
 Table = dict[str, Any]
-"""`title`, `columns`, `rows`, `note` and, for each column, `numeric`."""
+"""`title`, `columns`, `rows`, `note` and, for each column, `numeric` and `decimals`."""
 
 
 def as_table(block: Mapping[str, Any]) -> Table:
@@ -26,7 +28,7 @@ def as_table(block: Mapping[str, Any]) -> Table:
 def plain(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = ""
 ) -> Table:
-    """Return a table that says of each column whether it holds numbers.
+    """Return a table that says of each column whether it holds numbers, and with how many decimals.
 
     Raises:
         ValueError: a row has more or fewer cells than there are columns.
@@ -37,7 +39,14 @@ def plain(
     numeric = [
         bool(rows) and not any(isinstance(row[i], str) for row in rows) for i in range(len(columns))
     ]
-    return {"title": title, "columns": columns, "rows": rows, "note": note, "numeric": numeric}
+    return {
+        "title": title,
+        "columns": columns,
+        "rows": rows,
+        "note": note,
+        "numeric": numeric,
+        "decimals": [decimals_of(row[i] for row in rows) for i in range(len(columns))],
+    }
 
 
 def _table(block: Mapping[str, Any]) -> Table:

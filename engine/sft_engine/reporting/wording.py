@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 Point = dict[str, str]
@@ -20,15 +21,40 @@ def point(topic: str, level: str, text: str, command: str = "") -> Point:
     return {"topic": topic, "level": level, "text": text.strip(), "command": command}
 
 
-def number(value: Any) -> str:
-    """Write a number for a person: whole ones as they are, four significant digits else."""
+def decimals_of(values: Iterable[Any]) -> int | None:
+    """Return with how many decimals to write numbers that stand below each other; None to write each by itself.
+
+    That is if somebody chose them, such as severities, or if no number of decimals shows both the least
+    and the largest.
+    """
+    floats = [v for v in values if isinstance(v, float) and math.isfinite(v)]
+    sizes = [abs(v) for v in floats if v]
+    if not sizes or all(len(repr(v)) <= _SHORT for v in floats):
+        return None
+    least, largest = min(sizes), max(sizes)
+    if largest < _SMALL or largest >= _LARGE or least < _SMALL * largest:
+        return None
+    return _DIGITS if largest <= 1 else _DIGITS - 1 - math.floor(math.log10(largest))
+
+
+def number(value: Any, decimals: int | None = None) -> str:
+    """Write a number for a person: whole ones as they are, four significant digits else.
+
+    Args:
+        value: A number; words are given back as they are.
+        decimals: As `decimals_of` says for a column.
+    """
     if value is None or isinstance(value, str):
         return value or ""
     if isinstance(value, int):
         return f"{value:,}"
     if not math.isfinite(value):
         return {math.inf: "infinite", -math.inf: "-infinite"}.get(value, "NaN")
-    if value == round(value) and 1 <= abs(value) < _WHOLE:
+    return _by_itself(value) if decimals is None else f"{value:.{decimals}f}"
+
+
+def _by_itself(value: float) -> str:
+    if value == round(value) and abs(value) < _WHOLE:
         return f"{round(value):,}"
     if len(repr(value)) <= _SHORT:  # as somebody chose it, such as a severity
         return repr(value)
