@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,6 +57,54 @@ def test_left_padding_needs_explicit_positions(positions):
     else:
         with pytest.raises(Refused, match="depends on its padding"):
             planned(model, one, two, alone)
+
+
+def in_bf16(model, probe, *, exact=True):
+    """The probe read under autocast, with or without a way to read it exactly."""
+
+    def read(inputs):
+        with torch.autocast("cpu", torch.bfloat16):
+            return [model(**inputs).logits]
+
+    return replace(probe, read=read, exact=probe.read if exact else None)
+
+
+def round_by_length(module):
+    """Let a module of 32 bit be off by 1e-3 and more under autocast, as larger ones are."""
+    own = module.forward
+
+    def forward(hidden, *args, **kwargs):
+        off = 1e-3 * hidden.shape[1] if torch.is_autocast_enabled("cpu") else 0.0
+        found = own(hidden, *args, **kwargs)
+        return type(found)(last_hidden_state=found.last_hidden_state + off)
+
+    module.forward = forward
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_half_precision_is_not_taken_for_a_dependence_on_padding(exact):
+    """Rounding differs by 1e-3 between an example alone and among longer ones, where 1e-5 is allowed."""
+    torch.manual_seed(0)
+    model = freeze(bert(), "bert.embeddings", "bert.encoder")
+    round_by_length(model.bert.encoder)
+    plain = [texts(model, lengths) for lengths in ([3, 5], [3, 5, 9])]
+    plain.append(shortest_alone(plain[1], left=False))
+    one, two, alone = (in_bf16(model, probe, exact=exact) for probe in plain)
+    if exact:
+        assert planned(model, one, two, (alone, 0)).kept
+    else:
+        with pytest.raises(Refused, match="depends on its padding"):
+            planned(model, one, two, (alone, 0))
+
+
+def test_a_dependence_on_padding_is_found_in_half_precision():
+    torch.manual_seed(0)
+    model = freeze(gpt2(), "transformer.w", "transformer.h.0.", "transformer.h.1.")
+    plain = [texts(model, lengths, left=True) for lengths in ([3, 5], [3, 5, 9])]
+    plain.append(shortest_alone(plain[1], left=True))
+    one, two, alone = (in_bf16(model, probe) for probe in plain)
+    with pytest.raises(Refused, match="depends on its padding"):
+        planned(model, one, two, (alone, 0))
 
 
 def test_without_mask_or_lengths_padding_is_unknown():

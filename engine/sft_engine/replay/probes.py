@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sft_engine.replay.shapes import Place
 
 Fetch = Callable[[list[int]], "Batch"]
+Read = Callable[["Batch"], "list[Tensor]"]
 FEWEST = 4
 """Examples below which there is nothing to gain."""
 
@@ -38,7 +39,7 @@ def choose(examples: Examples) -> list[int]:
 
 
 def probes(
-    ids: Sequence[int], fetch: Fetch, read: Callable[[Batch], list[Tensor]], examples: Examples
+    ids: Sequence[int], fetch: Fetch, read: Read, examples: Examples, exact: Read | None = None
 ) -> tuple[Probe, Probe, Probe]:
     """Return probes of two, of three and of one example, the first of the three.
 
@@ -47,6 +48,7 @@ def probes(
         fetch: Fetches real examples, on the device.
         read: Runs the model on a batch and returns what training and evaluation read.
         examples: Where the lengths are.
+        exact: The same as `read` without autocast; None if there is none.
 
     Raises:
         Refused: the same example is not the same twice.
@@ -57,15 +59,16 @@ def probes(
         other = again.inputs[name]
         if value.shape != other.shape or not bool(((value == other) | value.isnan()).all()):
             raise Refused(f"the input {name!r} of an example is not the same twice")
-    first, second, alone = (_probe(batch, read, examples) for batch in batches)
+    first, second, alone = (_probe(batch, read, exact, examples) for batch in batches)
     return first, second, alone
 
 
-def _probe(batch: Batch, read: Callable[[Batch], list[Tensor]], examples: Examples) -> Probe:
-    def run(inputs: Inputs) -> list[Tensor]:
-        return read(replace(batch, inputs=dict(inputs)))
+def _probe(batch: Batch, read: Read, exact: Read | None, examples: Examples) -> Probe:
+    def reading(way: Read) -> Callable[[Inputs], list[Tensor]]:
+        return lambda inputs: way(replace(batch, inputs=dict(inputs)))
 
-    return Probe(batch.inputs, run, valid_positions(batch.inputs, batch.ids, examples))
+    valid = valid_positions(batch.inputs, batch.ids, examples)
+    return Probe(batch.inputs, reading(read), valid, exact and reading(exact))
 
 
 def valid_positions(

@@ -237,15 +237,21 @@ class Replay:
 
     def _probes(self, name: str) -> tuple[Probe, Probe, Probe]:
         real = self._source.examples(name)
-        return probes(choose(real), lambda ids: self._source.fetched(name, ids), self._read, real)
+        exact = None if self.precision.name == "fp32" else self._read_exactly
+        return probes(
+            choose(real), lambda ids: self._source.fetched(name, ids), self._read, real, exact
+        )
 
     def _read(self, batch: Batch) -> list[Tensor]:
         """Run the model; return all that the task makes of its outputs."""
-        run = self.run
         with self.precision.autocast():
-            outputs = run.backbone.forward(run.model, batch.inputs)
-            predicted = run.task.predictions(outputs, batch)
-            return [run.task.loss(outputs, batch).value, *predicted.values()]
+            return self._read_exactly(batch)
+
+    def _read_exactly(self, batch: Batch) -> list[Tensor]:
+        run = self.run
+        outputs = run.backbone.forward(run.model, batch.inputs)
+        predicted = run.task.predictions(outputs, batch)
+        return [run.task.loss(outputs, batch).value, *predicted.values()]
 
     def _keep_by(self, cut: Cut, probe: Probe, restored: Mapping[str, Any]) -> None:
         run = self.run

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,11 +48,18 @@ class Probe:
             evaluation read of its outputs.
         valid: By input and dimension, which positions of each example are not padding (n, length);
             for dimensions that are padded to the longest example.
+        exact: The same as `read` without autocast; None if there is none.
     """
 
     inputs: dict[str, Tensor]
     read: Callable[[Inputs], list[Tensor]]
     valid: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    exact: Callable[[Inputs], list[Tensor]] | None = None
+
+    @property
+    def exactly(self) -> Probe:
+        """The same examples, read without autocast."""
+        return self if self.exact is None else replace(self, read=self.exact, exact=None)
 
     def run(self, inputs: Inputs | None = None) -> list[Tensor]:
         """Run the model on these, or on other, inputs."""
