@@ -1,21 +1,25 @@
-"""Functions that take turns: each in a thread of its own, one at a time, until all have met.
+"""Functions that take turns: one at a time, until all have met.
 
 A training run that can be halted in the middle of a step, and go on from there, can share that step with
-others. Threads serve as coroutines here: exactly one runs, the others wait for their turn, and what is
-global to the process (random generators, the number of torch's threads) is each one's own.
+others. They are greenlets, all in one thread of the system: threads would each have a pool of workers for
+matrix products, which wait busily for their next turn. What is global to the process (random generators, the
+number of torch's threads) is each one's own.
 """
 
 from __future__ import annotations
 
 import contextvars
 import random
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, get_num_threads, get_rng_state, set_num_threads, set_rng_state
+
+if TYPE_CHECKING:
+    from greenlet import greenlet
 
 
 @dataclass
@@ -42,12 +46,11 @@ class Seat:
 
     Args:
         generators: Its own, while another one runs.
-        given: What it brought to the meeting.
+        given: What it brought to the meeting, and what is done there.
         back: What it takes away from it.
         result: What it returned.
         error: What it raised.
-        turn: Set when it is its turn.
-        state: `ready`, `running`, `met` or `ended`.
+        ended: Whether it has.
     """
 
     generators: Generators
@@ -55,8 +58,7 @@ class Seat:
     back: Any = None
     result: Any = None
     error: BaseException | None = None
-    turn: threading.Event = field(default_factory=threading.Event)
-    state: str = "ready"
+    ended: bool = False
 
 
 Act = Callable[[Sequence[Seat]], None]
@@ -71,32 +73,34 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._seats: list[Seat] = []
-        self._own = threading.local()
-        self._over = threading.Event()
+        self._seat: Seat | None = None
+        self._hub: greenlet | None = None
 
     def run(self, functions: Sequence[Callable[[], Any]]) -> list[Seat]:
         """Run the functions; return how each ended, in their order.
 
         Generators of the caller are as before; each function begins with them as they are now.
         """
+        from greenlet import getcurrent, greenlet
+
         before = Generators()
-        self._seats = [Seat(Generators()) for _ in functions]
-        self._over.clear()
-        threads = [
-            threading.Thread(
-                target=contextvars.copy_context().run, args=(self._sit, seat, function), daemon=True
-            )
-            for seat, function in zip(self._seats, functions, strict=True)
+        self._hub = getcurrent()
+        seats = [Seat(Generators()) for _ in functions]
+        turns = [
+            greenlet(partial(_sit, seat, function))
+            for seat, function in zip(seats, functions, strict=True)
         ]
-        for thread in threads:
-            thread.start()
-        self._pass_on()
-        self._over.wait()
-        for thread in threads:
-            thread.join()
+        for turn in turns:
+            turn.gr_context = contextvars.copy_context()
+        while not all(seat.ended for seat in seats):
+            for seat, turn in zip(seats, turns, strict=True):
+                if not seat.ended:
+                    seat.generators.put_back()
+                    self._seat = seat
+                    turn.switch()
+            _hold([seat for seat in seats if not seat.ended])
         before.put_back()
-        return self._seats
+        return seats
 
     def meet(self, given: Any, act: Act) -> Any:
         """Wait for all others; return what came of it.
@@ -108,64 +112,36 @@ class Turns:
         Raises:
             BaseException: what `act` raised, in every seat.
         """
-        seat: Seat = self._own.seat
-        seat.given, seat.generators, seat.state = (given, act), Generators(), "met"
-        self._pass_on()
-        self._await(seat)
+        assert self._hub is not None
+        assert self._seat is not None
+        seat = self._seat
+        seat.given, seat.generators = (given, act), Generators()
+        self._hub.switch()
         back, seat.back, seat.given = seat.back, None, None
         if isinstance(back, BaseException):
             raise back
         return back
 
-    def _sit(self, seat: Seat, function: Callable[[], Any]) -> None:
-        self._own.seat = seat
-        self._await(seat)
+
+def _sit(seat: Seat, function: Callable[[], Any]) -> None:
+    try:
+        seat.result = function()
+    except BaseException as error:  # noqa: BLE001  given to whoever asked for it
+        seat.error = error
+    finally:
+        seat.ended = True
+
+
+def _hold(met: list[Seat]) -> None:
+    """Act for all that have come; those that failed on the way to one meeting may come to another."""
+    while met:
+        act: Act = met[0].given[1]
+        own = [seat for seat in met if seat.given[1] == act]
+        met = [seat for seat in met if seat not in own]
+        for seat in own:
+            seat.given = seat.given[0]
         try:
-            seat.result = function()
-        except BaseException as error:  # noqa: BLE001  given to whoever asked for it
-            seat.error = error
-        finally:
-            seat.state = "ended"
-            self._pass_on()
-
-    @staticmethod
-    def _await(seat: Seat) -> None:
-        seat.turn.wait()
-        seat.turn.clear()
-        seat.generators.put_back()
-
-    def _pass_on(self) -> None:
-        """Give the turn to the next one; hold the meeting if all have come."""
-        ready = self._in("ready")
-        met = self._in("met")
-        if not ready and met:
-            self._hold(met)
-            ready = met
-        if ready:
-            ready[0].state = "running"
-            ready[0].turn.set()
-        else:
-            self._over.set()
-
-    def _in(self, state: str) -> list[Seat]:
-        return [seat for seat in self._seats if seat.state == state]
-
-    @staticmethod
-    def _hold(met: list[Seat]) -> None:
-        """Act for all that have come; those that failed on the way to one meeting may come to another."""
-        acts: list[Act] = []
-        for seat in met:
-            if seat.given[1] not in acts:
-                acts.append(seat.given[1])
-        for act in acts:
-            own = [seat for seat in met if seat.given[1] == act]
+            act(own)
+        except BaseException as error:  # noqa: BLE001  raised where each of them waits
             for seat in own:
-                seat.given = seat.given[0]
-            met = [seat for seat in met if seat not in own]
-            try:
-                act(own)
-            except BaseException as error:  # noqa: BLE001  raised where each of them waits
-                for seat in own:
-                    seat.back = error
-            for seat in own:
-                seat.state = "ready"
+                seat.back = error
