@@ -150,7 +150,7 @@ def test_weights_hold_beside_everything_else(carry_out, setup, overrides) -> Non
         (
             [table("class-weights")],
             ["task.class_weights=[1, 2, 3]"],
-            r"beside task.class_weights = \[1, 2, 3\]: both weigh",
+            r"beside task.class_weights = \[1.0, 2.0, 3.0\]: both weigh",
         ),
         ([table("class-weights")] * 2, [], r"extension\[1\].*is there twice"),
         ([table("class-weights", "beta = 1")], [], r"extension\[0\].beta"),
