@@ -122,7 +122,12 @@ RECIPES = [
         ("recipe.toml:5",),
         changes=(('use = "csv"', 'use = "csv'),),
     ),
-    Case("a key twice", 2, ("recipe.toml:7", "found a second time"), changes=options('path = "other.csv"')),
+    Case(
+        "a key twice",
+        2,
+        ("recipe.toml:7", "found a second time"),
+        changes=options('path = "other.csv"'),
+    ),
     Case("an unknown table", 2, ("`trian`", "`train`"), changes=(("[train]", "[trian]"),)),
     Case("a missing table", 2, ("[backbone]",), changes=(('[backbone]\nuse = "tiny/text"\n', ""),)),
     Case(
