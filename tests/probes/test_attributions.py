@@ -15,8 +15,6 @@ from scipy.stats import spearmanr
 from watching import NUMBERS
 
 from sft_engine import RecipeError, predict, verbs
-from sft_engine.cli import cli
-from sft_engine.cli.ending import exit_code_of
 from sft_engine.recipe import parse_recipe
 from sft_engine.reporting import write_page, write_report
 from sft_engine.study import StudySettings
@@ -40,16 +38,6 @@ def read(path):
 
 def rows_of(kind):
     return [{"image": each} for each in ROWS[kind]] if kind == "image" else ROWS[kind]
-
-
-@pytest.fixture
-def sft(capsys):
-    def run(*arguments):
-        capsys.readouterr()
-        code = exit_code_of(cli, [str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 # --- Single answers ------------------------------------------------------------------------------
