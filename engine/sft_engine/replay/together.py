@@ -1,6 +1,6 @@
 """Heads that train together: the runs of a study meet in each micro-batch, and one pass serves all.
 
-What remains of a model behind a replayed trunk is small, and most of a step's time is spent in calling it.
+What remains of a model behind a replayed trunk is small, and much of a step's time is spent in calling it.
 Where several runs differ in seeds or data alone, their micro-batches are put after each other, the trunk's
 activations too, and go through one model whose trainable layers are stacked: a batched matrix product
 gives each part of the batch to the weights of its own run. Loss, gradients, clipping and optimizer step are each
