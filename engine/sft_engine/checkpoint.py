@@ -305,28 +305,27 @@ class MemoryKeeper(Keeper):
     For runs that are so short that writing a checkpoint takes longer than the steps in between.
     """
 
-    _states: dict[int, dict[str, Any]] = field(default_factory=dict)
-    _extras: dict[int, dict[str, Any]] = field(default_factory=dict)
+    _states: dict[int, dict[str, Any]] = field(default_factory=dict)  # `extra` among them
     _written: float = field(default_factory=time.monotonic)
 
     def _write_and_retire(self, step: int, state: dict[str, Any]) -> None:
         rest = {name: value for name, value in state.items() if name != "model"}
-        self._states[step] = {**clone(rest), "model": self._copied(state["model"])}
-        self._extras[step] = clone(self.extra)
+        copied = clone({**rest, "extra": self.extra})
+        self._states[step] = {**copied, "model": self._copied(state["model"])}
         best = self.extra.get("best", {}).get("step")
         for old in sorted(self._states)[: -self.keep]:
             if old != best:
-                del self._states[old], self._extras[old]
+                del self._states[old]
         if time.monotonic() - self._written > SECONDS_IN_MEMORY:
             self.flush()
 
     def flush(self) -> None:
         """Write what is in memory."""
-        there = super().steps()
+        there = self.steps()
         try:
-            for step, state in sorted(self._states.items()):
-                if step not in there:
-                    self._write(step, state, self._extras[step])
+            for step in sorted(self._states.keys() - set(there)):
+                state = dict(self._states[step])
+                self._write(step, state, state.pop("extra"))
             self._retire()
         except OSError as error:
             raise OutputError(self._explain(max(self._states), error)) from error
@@ -338,8 +337,7 @@ class MemoryKeeper(Keeper):
             return super().read(step)
         state = self._states[step]
         rest = {name: value for name, value in state.items() if name != "model"}
-        extra = clone(self._extras[step])
-        return {**clone(rest), "model": state["model"], "snapshot": None, "extra": extra}
+        return {**clone(rest), "model": state["model"], "snapshot": None}
 
     def _copied(self, model: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copy weights, but those that are as they were in the checkpoint before."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from torch import nn
 
 
@@ -29,7 +27,7 @@ def set_training_modes(model: nn.Module) -> None:
     if all(parameter.requires_grad for parameter in model.parameters()):
         return
     modules = list(model.modules())
-    trains = _trains(modules)
+    trains = _trains(model)
     quiet, next_is_frozen = set(), False  # behind the last parameters comes nothing that is frozen
     for module in reversed(modules):
         if trains[module] is False or (trains[module] is None and next_is_frozen):
@@ -38,14 +36,13 @@ def set_training_modes(model: nn.Module) -> None:
         if own:
             next_is_frozen = not any(own)
     for module in modules:
-        if (
-            module.training and module in quiet
-        ):  # `eval` has done it for all that is in a frozen one
+        # `eval` of a frozen module has done it for all that is in it.
+        if module.training and module in quiet:
             module.eval()
 
 
-def _trains(modules: Iterable[nn.Module]) -> dict[nn.Module, bool | None]:
-    """Say of each module whether any parameter in it trains; None if there is none in it."""
+def _trains(model: nn.Module) -> dict[nn.Module, bool | None]:
+    """Say of each module of a model whether any parameter in it trains; None if there is none in it."""
     found: dict[nn.Module, bool | None] = {}
 
     def visit(module: nn.Module) -> bool | None:
@@ -57,6 +54,5 @@ def _trains(modules: Iterable[nn.Module]) -> dict[nn.Module, bool | None]:
             found[module] = any(known) if known else None
         return found[module]
 
-    for module in modules:
-        visit(module)
+    visit(model)
     return found

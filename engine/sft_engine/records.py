@@ -151,23 +151,30 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a file beside `path` that takes its place once the block is done; nothing is left of it otherwise."""
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str | Iterable[str]) -> None:
     """Write a text file, given at once or in pieces, whole or not at all.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
-        path.parent.mkdir(exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
+        with _replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.writelines([text] if isinstance(text, str) else text)
-        temporary.replace(path)
     except OSError as error:
         raise cannot_write(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def write_asked(path: Path, content: bytes) -> None:
@@ -176,18 +183,13 @@ def write_asked(path: Path, content: bytes) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
-        path.parent.mkdir(exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        with _replacing(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written: {reason_of(error)}, or choose another --output"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def sweep(folder: Path) -> None:

@@ -45,10 +45,7 @@ def verify(
     together: list[Tensor] = []
     for probe, full in probes:
         together = kept_rows(cut, probe)
-        outputs, gradients = replayed(model, cut, probe, together)
-        exact = probe_device(probe).type == "cpu"
-        require_same("a result", outputs, full.outputs, exact=exact)
-        _require_same_gradients(gradients, full.gradients, exact=exact)
+        _require_same_pass(model, cut, probe, together, (full.outputs, full.gradients))
     among = probes[-1][0]
     one, place = (among, None) if alone is None else alone
     rows = together if alone is None else kept_rows(cut, one)
@@ -70,12 +67,9 @@ def verify_again(model: nn.Module, cut: Cut, probe: Probe) -> None:
         Refused: outputs or gradients differ.
     """
     with same_draws():
-        outputs = probe.run(probe.inputs)
-        gradients = gradients_of(model, outputs)
-    found, others = replayed(model, cut, probe, kept_rows(cut, probe))
-    exact = probe_device(probe).type == "cpu"
-    require_same("a result", found, [each.detach() for each in outputs], exact=exact)
-    _require_same_gradients(others, gradients, exact=exact)
+        outputs = probe.run()
+        full = [each.detach() for each in outputs], gradients_of(model, outputs)
+    _require_same_pass(model, cut, probe, kept_rows(cut, probe), full)
 
 
 def kept_rows(cut: Cut, probe: Probe) -> list[Tensor]:
@@ -136,6 +130,20 @@ def require_same(
         ):
             by = f" by {distance(one, other):.1e}" if one.shape == other.shape else ""
             raise Refused(f"{what} differs from that of the full pass{by}")
+
+
+def _require_same_pass(
+    model: nn.Module,
+    cut: Cut,
+    probe: Probe,
+    rows: Sequence[Tensor],
+    full: tuple[Sequence[Tensor], Mapping[str, Tensor | None]],
+) -> None:
+    """Compare outputs and gradients of a replayed pass with those of a full one."""
+    outputs, gradients = replayed(model, cut, probe, rows)
+    exact = probe_device(probe).type == "cpu"
+    require_same("a result", outputs, full[0], exact=exact)
+    _require_same_gradients(gradients, full[1], exact=exact)
 
 
 def _require_same_gradients(

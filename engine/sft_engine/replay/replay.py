@@ -208,32 +208,26 @@ class Replay:
             Refused: there is none.
         """
         model = self.run.model
+        cuts = {} if self.shared is None else self.shared.cuts
+        key = identity.structure_key(self.run, self.precision.name)
         with torch.enable_grad(), pure(model):
             first, second, alone = self._probes(name)
-            if (known := self._known_cut(first)) is not None:
-                return known, first
+            if key in cuts and self._holds(cut := cuts[key].on(model), first):
+                return cut, first
             cut, one, other = find_cut(model, first, second)
             identity.refuse_listeners(cut)
             verify(model, cut, [(first, one), (second, other)], (alone, 0))
-        if self.shared is not None:
-            key = identity.structure_key(self.run, self.precision.name)
-            self.shared.cuts[key] = cut.on(None)
+        cuts[key] = cut.on(None)
         return cut, first
 
-    def _known_cut(self, probe: Probe) -> Cut | None:
-        """Return the cut that another run of the study has found, if it holds for this model, too."""
-        if self.shared is None:
-            return None
-        known = self.shared.cuts.get(identity.structure_key(self.run, self.precision.name))
-        if known is None:
-            return None
-        cut = known.on(self.run.model)
+    def _holds(self, cut: Cut, probe: Probe) -> bool:
+        """Say whether a cut that another run of the study has found holds for this model, too."""
         try:
             identity.refuse_listeners(cut)
             verify_again(self.run.model, cut, probe)
         except Refused:
-            return None
-        return cut
+            return False
+        return True
 
     def _probes(self, name: str) -> tuple[Probe, Probe, Probe]:
         real = self._source.examples(name)

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree
 
-from sft_engine.replay.check import TOLERANCES, values_of
+from sft_engine.replay.check import tolerance, values_of
 from sft_engine.replay.stacking import stacked
 from sft_engine.replay.stand_ins import is_stand_in
 from sft_engine.replay.stubs import installed, nothing
@@ -325,7 +325,7 @@ def _require_close(one: Tensor, other: Tensor) -> None:
     if one.shape != other.shape:
         raise Refused("the joint pass gives outputs of another shape")
     scale = max(float(other.nan_to_num().abs().max()), 1e-6)
-    limit = TOLERANCES.get(other.dtype, 0.0) * scale
+    limit = tolerance(other.dtype) * scale
     if not torch.allclose(one, other, rtol=0.0, atol=limit, equal_nan=True):
         raise Refused("the joint pass does not give what the runs give by themselves")
 
